@@ -1,0 +1,761 @@
+#include "automaton.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace toolprm {
+
+namespace {
+
+constexpr std::size_t kFewTokens = 128;       // masks with at most this many tokens are kept as ids
+constexpr std::size_t kBroadState = 40;       // scalar states with more next bytes use the vocabulary's own masks
+// Frames; deeper values break the JSON parsers that read them next. From here on only the shortest way to the end is
+// offered, so that whatever is open can be closed.
+constexpr std::uint32_t kMaxDepth = 256;
+
+bool is_space(std::uint8_t byte) { return byte == ' ' || byte == '\n' || byte == '\t' || byte == '\r'; }
+
+bool test(std::span<const std::uint64_t> set, std::size_t i) { return set[i / 64] >> (i % 64) & 1; }
+
+std::uint32_t add(std::uint32_t a, std::uint32_t b) { return std::min(kInfinite, a + b); }
+
+std::size_t mix(std::size_t h, std::size_t v) {
+  h ^= v + 0x9e3779b97f4a7c15ull + (h << 6) + (h >> 2);
+  return h * 0xff51afd7ed558ccdull;
+}
+
+// The properties seen, as words.
+std::span<const std::uint64_t> seen(const Frame &frame, const ObjectSpec &spec) {
+  if (spec.words == 1)
+    return {&frame.data, 1};
+  const auto *wide = reinterpret_cast<const std::vector<std::uint64_t> *>(frame.data);
+  return {wide->data(), wide->size()};
+}
+
+bool too_deep(const Frame *stack) { return stack && stack->depth >= kMaxDepth; }
+
+std::uint32_t note(std::vector<Event> *log, StepKind kind, std::uint32_t end, std::int32_t previous) {
+  log->push_back({kind, end, previous});
+  return static_cast<std::uint32_t>(log->size() - 1);
+}
+
+} // namespace
+
+std::size_t StatePool::FrameHash::operator()(const Frame *f) const {
+  std::size_t h = reinterpret_cast<std::uintptr_t>(f->parent);
+  h = mix(h, f->ret);
+  h = mix(h, static_cast<std::uint32_t>(f->spec));
+  h = mix(h, f->data);
+  return mix(h, f->count);
+}
+
+bool StatePool::FrameEqual::operator()(const Frame *a, const Frame *b) const {
+  return a->parent == b->parent && a->ret == b->ret && a->spec == b->spec && a->data == b->data &&
+         a->count == b->count;
+}
+
+std::size_t StatePool::StateHash::operator()(const State *s) const {
+  std::size_t h = s->configs.size();
+  for (const Config &c : s->configs) {
+    h = mix(h, c.ip);
+    h = mix(h, c.aux);
+    h = mix(h, c.count);
+    h = mix(h, reinterpret_cast<std::uintptr_t>(c.stack));
+  }
+  return h;
+}
+
+std::size_t StatePool::bytes() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return bytes_;
+}
+
+const State *StatePool::intern(std::vector<Config> &configs) {
+  std::sort(configs.begin(), configs.end());
+  configs.erase(std::unique(configs.begin(), configs.end()), configs.end());
+  State probe{configs, nullptr};
+  std::lock_guard<std::mutex> lock(mutex_);
+  auto found = state_index_.find(&probe);
+  if (found != state_index_.end())
+    return *found;
+  bytes_ += sizeof(State) + configs.size() * sizeof(Config) + 64;
+  states_.push_back(std::move(probe));
+  state_index_.insert(&states_.back());
+  return &states_.back();
+}
+
+std::uint64_t StatePool::no_properties(const ObjectSpec &spec) {
+  if (spec.words == 1)
+    return 0;
+  std::lock_guard<std::mutex> lock(mutex_);
+  return reinterpret_cast<std::uint64_t>(&*wide_sets_.emplace(spec.words, 0).first);
+}
+
+std::uint64_t StatePool::with(const Frame &frame, const ObjectSpec &spec, std::size_t property) {
+  if (spec.words == 1)
+    return frame.data | std::uint64_t{1} << property;
+  auto now = seen(frame, spec);
+  std::vector<std::uint64_t> set(now.begin(), now.end());
+  set[property / 64] |= std::uint64_t{1} << (property % 64);
+  std::lock_guard<std::mutex> lock(mutex_);
+  auto [at, fresh] = wide_sets_.insert(std::move(set));
+  if (fresh)
+    bytes_ += spec.words * 8 + 64;
+  return reinterpret_cast<std::uint64_t>(&*at);
+}
+
+const Frame *StatePool::frame(const Frame *parent, std::uint32_t ret, std::int32_t spec, std::uint64_t data,
+                              std::uint32_t count) {
+  Frame probe{parent, ret, spec, data, count, parent ? parent->depth + 1 : 1, 0, 0};
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto found = frame_index_.find(&probe);
+    if (found != frame_index_.end())
+      return *found;
+  }
+  // The instruction after a frame belongs to its parent: its cost ends where the parent's costs take over.
+  probe.after = cost(Config{ret, 0, 0, parent});
+  if (spec == kCallFrame)
+    probe.rest = probe.after;
+  else if (spec >= 0) {
+    const ObjectSpec &object = program_.objects[static_cast<std::size_t>(spec)];
+    probe.rest = add(object_cost(program_, object, seen(probe, object), count, false), probe.after);
+  } else {
+    const ArraySpec &array = program_.arrays[static_cast<std::size_t>(~spec)];
+    probe.rest = add(array_cost(program_, array, count, false), probe.after);
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  auto found = frame_index_.find(&probe);
+  if (found != frame_index_.end())
+    return *found;
+  frames_.push_back(probe);
+  frame_index_.insert(&frames_.back());
+  bytes_ += sizeof(Frame) + 32;
+  return &frames_.back();
+}
+
+// ---------------------------------------------------------------------------------------------- costs
+
+std::uint32_t other_key_cost(const ObjectSpec &spec, std::int32_t state, std::int32_t node) {
+  const Dfa &dfa = *spec.other_key;
+  if (node < 0)
+    return dfa.distance(state);
+  std::uint32_t best = kInfinite;
+  for (unsigned b = 0; b < 256; ++b) {
+    auto byte = static_cast<std::uint8_t>(b);
+    std::int32_t next = dfa.next(state, byte);
+    if (next < 0 || 1 + dfa.distance(next) >= best)
+      continue;
+    std::int32_t child = spec.keys.child(static_cast<std::uint32_t>(node), byte);
+    if (!dfa.accepting(next))
+      best = std::min(best, add(1, other_key_cost(spec, next, child)));
+    else if (child < 0 || spec.keys.leaf[static_cast<std::size_t>(child)] < 0)
+      best = 1;
+  }
+  return best;
+}
+
+std::uint32_t object_cost(const Program &program, const ObjectSpec &spec, std::span<const std::uint64_t> have,
+                          std::uint32_t count, bool key_must_follow) {
+  std::uint32_t total = program.code[spec.close].cost, missing = 0;
+  for (std::size_t w = 0; w < spec.words; ++w)
+    for (std::uint64_t left = spec.required[w] & ~have[w]; left; left &= left - 1) {
+      total = add(total, spec.member_cost[w * 64 + static_cast<std::size_t>(std::countr_zero(left))]);
+      ++missing;
+    }
+  std::uint32_t members = missing;
+  std::uint32_t wanted = std::max(spec.min > count + missing ? spec.min - count - missing : 0u,
+                                  key_must_follow && missing == 0 ? 1u : 0u);
+  if (wanted > 0) { // the cheapest members that are not required and still free
+    std::vector<std::uint32_t> free;
+    for (std::size_t i = 0; i < spec.member_cost.size(); ++i)
+      if (test(spec.possible, i) && !test(spec.required, i) && !test(have, i))
+        free.push_back(spec.member_cost[i]);
+    std::sort(free.begin(), free.end());
+    for (std::uint32_t i = 0; i < wanted; ++i) {
+      std::uint32_t other = spec.other_key ? spec.other_cost : kInfinite;
+      total = add(total, i < free.size() ? std::min(free[i], other) : other);
+    }
+    members += wanted;
+  }
+  std::uint32_t separators = members - (members > 0 && (count == 0 || key_must_follow) ? 1 : 0);
+  return add(total, std::min(kInfinite, separators * spec.separator_cost));
+}
+
+std::uint32_t array_cost(const Program &program, const ArraySpec &spec, std::uint32_t count, bool item_must_follow) {
+  std::uint32_t items = std::max(spec.min > count ? spec.min - count : 0u, item_must_follow ? 1u : 0u);
+  std::uint32_t total = program.code[spec.close].cost;
+  if (items == 0)
+    return total;
+  std::uint32_t separators = items - (count == 0 || item_must_follow ? 1 : 0);
+  std::uint64_t sum = std::uint64_t{separators} * spec.separator_cost;
+  std::uint32_t beyond = items;
+  for (std::uint32_t i = count; i < spec.prefix.size() && beyond > 0; ++i, --beyond)
+    sum += program.code[spec.prefix[i]].cost;
+  if (beyond > 0)
+    sum += spec.has_item ? std::uint64_t{beyond} * program.code[spec.item].cost : kInfinite;
+  return add(total, static_cast<std::uint32_t>(std::min<std::uint64_t>(sum, kInfinite)));
+}
+
+std::uint32_t StatePool::cost(const Config &c) {
+  const Instruction &in = program_.code[c.ip];
+  const auto ends = [&](std::uint32_t ip) { // from ip to the end of the text
+    const Instruction &at = program_.code[ip];
+    if (at.cost >= kInfinite)
+      return kInfinite;
+    if (!c.stack)
+      return at.cost;
+    switch (at.cost_end) {
+    case CostEnd::kLeave:
+      return add(at.cost, c.stack->after);
+    case CostEnd::kLoop:
+      return add(at.cost, c.stack->rest);
+    case CostEnd::kKeys: {
+      const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(c.stack->spec)];
+      return add(add(at.cost, object_cost(program_, spec, seen(*c.stack, spec), c.stack->count, true)), c.stack->after);
+    }
+    case CostEnd::kItemDone: {
+      const ArraySpec &spec = program_.arrays[static_cast<std::size_t>(~c.stack->spec)];
+      std::uint32_t count = std::min(c.stack->count + 1, spec.count_cap);
+      return add(add(at.cost, array_cost(program_, spec, count, false)), c.stack->after);
+    }
+    case CostEnd::kItem: {
+      const ArraySpec &spec = program_.arrays[static_cast<std::size_t>(~c.stack->spec)];
+      return add(add(at.cost, array_cost(program_, spec, c.stack->count, true)), c.stack->after);
+    }
+    }
+    return kInfinite;
+  };
+  switch (in.op) {
+  case Op::kScalar:
+    return add(program_.dfas[static_cast<std::size_t>(in.a)]->distance(static_cast<std::int32_t>(c.aux)),
+               ends(c.ip + 1));
+  case Op::kRepeat: {
+    const RepeatSpec &spec = program_.repeats[static_cast<std::size_t>(in.a)];
+    std::uint32_t units = spec.min > c.count ? spec.min - c.count : 0;
+    std::uint32_t unit = spec.unit->distance(0), local = 0;
+    if (c.aux != 0) { // in the middle of a unit, which counts once it is over
+      local = spec.unit->distance(static_cast<std::int32_t>(c.aux));
+      units -= units > 0 ? 1 : 0;
+    }
+    return add(add(local, std::min(kInfinite, units * unit)), ends(c.ip + 1));
+  }
+  case Op::kNames:
+    if (c.aux == 0)
+      return ends(c.ip);
+    {
+      std::uint32_t local = program_.name_sets[static_cast<std::size_t>(in.a)].cost[c.aux];
+      // All names end alike, so the frame's share is that of the instruction itself.
+      std::uint32_t whole = ends(c.ip);
+      return whole >= kInfinite ? kInfinite : add(local, whole - in.cost);
+    }
+  case Op::kKey:
+  case Op::kOtherKey: {
+    const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
+    auto have = seen(*c.stack, spec);
+    if (in.op == Op::kOtherKey) {
+      std::uint32_t local =
+          other_key_cost(spec, static_cast<std::int32_t>(c.aux), static_cast<std::int32_t>(c.count) - 1);
+      std::uint32_t rest = object_cost(program_, spec, have, c.stack->count + 1, false);
+      return add(add(local, program_.code[spec.other_value].cost), add(rest, c.stack->after));
+    }
+    // The best property below the trie node: its remaining bytes, its value, then the rest of the object.
+    std::vector<std::uint64_t> free;
+    bool other;
+    selectable(*c.stack, spec, free, other);
+    std::uint32_t best = kInfinite;
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> open{{c.aux, 0}};
+    while (!open.empty()) {
+      auto [node, bytes] = open.back();
+      open.pop_back();
+      if (std::int32_t p = spec.keys.leaf[node]; p >= 0) {
+        auto property = static_cast<std::size_t>(p);
+        if (!test(free, property))
+          continue;
+        std::vector<std::uint64_t> then(have.begin(), have.end());
+        then[property / 64] |= std::uint64_t{1} << (property % 64);
+        std::uint32_t rest = object_cost(program_, spec, then, c.stack->count + 1, false);
+        best = std::min(best, add(add(bytes, program_.code[spec.value[property]].cost), rest));
+      }
+      for (std::uint32_t e = spec.keys.child_begin[node]; e < spec.keys.child_begin[node + 1]; ++e)
+        open.emplace_back(spec.keys.child_node[e], bytes + 1);
+    }
+    return add(best, c.stack->after);
+  }
+  default:
+    return ends(c.ip);
+  }
+}
+
+std::uint32_t StatePool::cost(const State &state) {
+  std::uint32_t best = kInfinite;
+  for (const Config &c : state.configs)
+    best = std::min(best, cost(c));
+  return state.configs.empty() ? 0 : best;
+}
+
+// ---------------------------------------------------------------------------------------------- reading
+
+void StatePool::selectable(const Frame &f, const ObjectSpec &spec, std::vector<std::uint64_t> &out,
+                           bool &other) const {
+  auto have = seen(f, spec);
+  out.resize(spec.words);
+  std::uint32_t missing = 0;
+  for (std::size_t w = 0; w < spec.words; ++w) {
+    out[w] = spec.possible[w] & ~have[w];
+    missing += static_cast<std::uint32_t>(std::popcount(spec.required[w] & ~have[w]));
+  }
+  // Where only the required ones still fit, nothing else may take their room.
+  bool room = spec.max == kUnbounded || spec.max - f.count > missing;
+  if (!room)
+    for (std::size_t w = 0; w < spec.words; ++w)
+      out[w] &= spec.required[w];
+  other = room && spec.other_key != nullptr && spec.other_cost < kInfinite;
+  if (!too_deep(&f))
+    return;
+  std::uint32_t most = 0; // what a member may cost
+  if (missing == 0 && f.count < spec.min) {
+    most = other ? spec.other_cost : kInfinite;
+    for (std::size_t i = 0; i < spec.member_cost.size(); ++i)
+      if (test(out, i))
+        most = std::min(most, spec.member_cost[i]);
+  }
+  other = other && spec.other_cost <= most;
+  for (std::size_t i = 0; i < spec.member_cost.size(); ++i)
+    if (!(missing > 0 ? test(spec.required, i) : spec.member_cost[i] <= most))
+      out[i / 64] &= ~(std::uint64_t{1} << (i % 64));
+}
+
+void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t position, std::int32_t events,
+                      std::vector<Event> *log, std::vector<Live> &out) {
+  for (;;) {
+    const Instruction &in = program_.code[ip];
+    switch (in.op) {
+    case Op::kByte:
+    case Op::kScalar:
+    case Op::kNames:
+    case Op::kStop:
+    case Op::kAccept:
+      out.push_back({{ip, 0, 0, stack}, events});
+      return;
+    case Op::kSpace:
+      out.push_back({{ip, 0, 0, stack}, events});
+      ++ip;
+      break;
+    case Op::kRepeat: {
+      const RepeatSpec &spec = program_.repeats[static_cast<std::size_t>(in.a)];
+      if (spec.max > 0)
+        out.push_back({{ip, 0, 0, stack}, events});
+      if (spec.min > 0)
+        return;
+      ++ip;
+      break;
+    }
+    case Op::kKey:
+    case Op::kOtherKey:
+      return; // entered through kObjectKeys only
+    case Op::kJump:
+      ip = static_cast<std::uint32_t>(in.a);
+      break;
+    case Op::kChoice:
+      for (std::int32_t i = in.a; i < in.b; ++i) {
+        std::uint32_t target = program_.targets[static_cast<std::size_t>(i)];
+        if (!too_deep(stack) || program_.code[target].cost == in.cost)
+          close(target, stack, position, events, log, out);
+      }
+      return;
+    case Op::kCall:
+      stack = frame(stack, ip + 1, kCallFrame, 0, 0);
+      ip = static_cast<std::uint32_t>(in.a);
+      break;
+    case Op::kReturn:
+      ip = stack->ret;
+      stack = stack->parent;
+      break;
+    case Op::kStep:
+      if (log)
+        events = static_cast<std::int32_t>(
+            note(log, static_cast<StepKind>(in.a), position - static_cast<std::uint32_t>(in.b), events));
+      ++ip;
+      break;
+    case Op::kEnterObject: {
+      const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
+      stack = frame(stack, ip + 1, in.a, no_properties(spec), 0);
+      ip = spec.entry;
+      break;
+    }
+    case Op::kObjectNext: {
+      const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
+      auto have = seen(*stack, spec);
+      bool done = stack->count >= spec.min;
+      for (std::size_t w = 0; done && w < spec.words; ++w)
+        done = (spec.required[w] & ~have[w]) == 0;
+      std::vector<std::uint64_t> free;
+      bool other;
+      selectable(*stack, spec, free, other);
+      bool more = other || std::any_of(free.begin(), free.end(), [](std::uint64_t w) { return w != 0; });
+      more = more && stack->count < spec.max;
+      if (more)
+        close(stack->count == 0 ? spec.keys_at : spec.separator, stack, position, events, log, out);
+      if (!done)
+        return;
+      ip = spec.close;
+      break;
+    }
+    case Op::kObjectKeys: {
+      const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
+      std::vector<std::uint64_t> free;
+      bool other;
+      selectable(*stack, spec, free, other);
+      if (std::any_of(free.begin(), free.end(), [](std::uint64_t w) { return w != 0; }))
+        out.push_back({{spec.key_op, 0, 0, stack}, events});
+      if (other)
+        out.push_back({{spec.other_op, 0, 1, stack}, events}); // 1: at the root of the trie of keys
+      return;
+    }
+    case Op::kEnterArray: {
+      stack = frame(stack, ip + 1, ~in.a, 0, 0);
+      ip = program_.arrays[static_cast<std::size_t>(in.a)].entry;
+      break;
+    }
+    case Op::kArrayNext: {
+      const ArraySpec &spec = program_.arrays[static_cast<std::size_t>(in.a)];
+      bool more = stack->count < (too_deep(stack) ? spec.min : spec.max) &&
+                  (stack->count < spec.prefix.size() || spec.has_item);
+      if (more) {
+        // An item that can never be completed must not be begun.
+        std::uint32_t item = stack->count < spec.prefix.size() ? spec.prefix[stack->count] : spec.item;
+        more = program_.code[item].cost < kInfinite;
+      }
+      if (more) {
+        std::uint32_t next = spec.separator;
+        if (stack->count == 0)
+          next = spec.prefix.empty() ? spec.item : spec.prefix[0];
+        close(next, stack, position, events, log, out);
+      }
+      if (stack->count < spec.min)
+        return;
+      ip = spec.close;
+      break;
+    }
+    case Op::kArrayItem: {
+      const ArraySpec &spec = program_.arrays[static_cast<std::size_t>(in.a)];
+      ip = stack->count < spec.prefix.size() ? spec.prefix[stack->count] : spec.item;
+      break;
+    }
+    case Op::kArrayCount: {
+      const ArraySpec &spec = program_.arrays[static_cast<std::size_t>(in.a)];
+      std::uint32_t count = std::min(stack->count + 1, spec.count_cap);
+      stack = frame(stack->parent, stack->ret, stack->spec, 0, count);
+      ++ip;
+      break;
+    }
+    }
+  }
+}
+
+void StatePool::step(const Live &live, std::uint8_t byte, std::uint32_t position, std::vector<Event> *log,
+                     std::vector<Live> &out) {
+  const Config c = live.config; // a copy: out may be the vector that live is in
+  const std::int32_t events = live.events;
+  const Instruction &in = program_.code[c.ip];
+  switch (in.op) {
+  case Op::kByte:
+    if (in.byte == byte)
+      close(c.ip + 1, c.stack, position + 1, events, log, out);
+    return;
+  case Op::kScalar: {
+    const Dfa &dfa = *program_.dfas[static_cast<std::size_t>(in.a)];
+    auto state = static_cast<std::int32_t>(c.aux);
+    std::int32_t next = dfa.next(state, byte);
+    if (next >= 0) {
+      if (dfa.eager(next))
+        close(c.ip + 1, c.stack, position + 1, events, log, out);
+      else
+        out.push_back({{c.ip, static_cast<std::uint32_t>(next), 0, c.stack}, events});
+    }
+    if (dfa.accepting(state)) { // the value may have ended before this byte
+      std::vector<Live> after;
+      close(c.ip + 1, c.stack, position, events, log, after);
+      for (const Live &l : after)
+        step(l, byte, position, log, out);
+    }
+    return;
+  }
+  case Op::kRepeat: {
+    const RepeatSpec &spec = program_.repeats[static_cast<std::size_t>(in.a)];
+    std::int32_t next = spec.unit->next(static_cast<std::int32_t>(c.aux), byte);
+    if (next < 0)
+      return;
+    if (!spec.unit->accepting(next)) {
+      out.push_back({{c.ip, static_cast<std::uint32_t>(next), c.count, c.stack}, events});
+      return;
+    }
+    std::uint32_t count = c.count + 1;
+    if (spec.max == kUnbounded)
+      count = std::min(count, spec.min); // further units change nothing
+    if (count < spec.max)
+      out.push_back({{c.ip, 0, count, c.stack}, events});
+    if (count >= spec.min)
+      close(c.ip + 1, c.stack, position + 1, events, log, out);
+    return;
+  }
+  case Op::kSpace:
+    if (is_space(byte))
+      close(c.ip, c.stack, position + 1, events, log, out);
+    return;
+  case Op::kNames: {
+    const KeySet &set = program_.name_sets[static_cast<std::size_t>(in.a)];
+    std::int32_t node = set.child(c.aux, byte);
+    if (node < 0 || set.cost[static_cast<std::size_t>(node)] >= kInfinite)
+      return;
+    std::int32_t leaf = set.leaf[static_cast<std::size_t>(node)];
+    if (leaf >= 0)
+      close(program_.name_targets[static_cast<std::size_t>(in.a)][static_cast<std::size_t>(leaf)], c.stack,
+            position + 1, events, log, out);
+    else
+      out.push_back({{c.ip, static_cast<std::uint32_t>(node), 0, c.stack}, events});
+    return;
+  }
+  case Op::kKey: {
+    const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
+    std::int32_t node = spec.keys.child(c.aux, byte);
+    if (node < 0)
+      return;
+    std::vector<std::uint64_t> free;
+    bool other;
+    selectable(*c.stack, spec, free, other);
+    const std::uint64_t *reach = &spec.keys.reach[static_cast<std::size_t>(node) * spec.words];
+    bool any = false;
+    for (std::size_t w = 0; w < spec.words; ++w)
+      any = any || (reach[w] & free[w]) != 0;
+    if (!any)
+      return;
+    std::int32_t leaf = spec.keys.leaf[static_cast<std::size_t>(node)];
+    if (leaf < 0) {
+      out.push_back({{c.ip, static_cast<std::uint32_t>(node), 0, c.stack}, events});
+      return;
+    }
+    auto property = static_cast<std::size_t>(leaf);
+    const Frame *f = frame(c.stack->parent, c.stack->ret, c.stack->spec, with(*c.stack, spec, property),
+                           c.stack->count + 1);
+    close(spec.value[property], f, position + 1, events, log, out);
+    return;
+  }
+  case Op::kOtherKey: {
+    const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
+    std::int32_t next = spec.other_key->next(static_cast<std::int32_t>(c.aux), byte);
+    if (next < 0)
+      return;
+    std::uint32_t shadow = 0; // trie node + 1
+    if (c.count > 0)
+      shadow = static_cast<std::uint32_t>(spec.keys.child(c.count - 1, byte) + 1);
+    if (!spec.other_key->accepting(next)) {
+      out.push_back({{c.ip, static_cast<std::uint32_t>(next), shadow, c.stack}, events});
+      return;
+    }
+    if (shadow > 0 && spec.keys.leaf[shadow - 1] >= 0)
+      return; // the key of a property: not "other"
+    // Beyond the bounds on members, how many there are does not matter.
+    std::uint32_t bound = spec.max != kUnbounded ? spec.max : std::max(spec.min, 1u);
+    const Frame *f = frame(c.stack->parent, c.stack->ret, c.stack->spec, c.stack->data,
+                           std::min(c.stack->count + 1, std::max(bound, c.stack->count)));
+    close(spec.other_value, f, position + 1, events, log, out);
+    return;
+  }
+  default:
+    return;
+  }
+}
+
+void StatePool::stop(const Live &live, std::uint32_t position, std::vector<Event> *log, std::vector<Live> &out) {
+  const Config c = live.config;
+  const Instruction &in = program_.code[c.ip];
+  if (in.op == Op::kStop) {
+    close(c.ip + 1, c.stack, position, live.events, log, out);
+  } else if (in.op == Op::kScalar &&
+             program_.dfas[static_cast<std::size_t>(in.a)]->accepting(static_cast<std::int32_t>(c.aux))) {
+    std::vector<Live> after;
+    close(c.ip + 1, c.stack, position, live.events, log, after);
+    for (const Live &l : after)
+      stop(l, position, log, out);
+  }
+}
+
+bool StatePool::allowed(const State &state, std::bitset<256> &bytes) {
+  bool end = false;
+  std::vector<Config> open(state.configs);
+  while (!open.empty()) {
+    Config c = open.back();
+    open.pop_back();
+    const Instruction &in = program_.code[c.ip];
+    switch (in.op) {
+    case Op::kByte:
+      bytes.set(in.byte);
+      break;
+    case Op::kScalar: {
+      const Dfa &dfa = *program_.dfas[static_cast<std::size_t>(in.a)];
+      bytes |= dfa.allowed(static_cast<std::int32_t>(c.aux));
+      if (dfa.accepting(static_cast<std::int32_t>(c.aux))) {
+        std::vector<Live> after;
+        close(c.ip + 1, c.stack, 0, -1, nullptr, after);
+        for (const Live &l : after)
+          open.push_back(l.config);
+      }
+      break;
+    }
+    case Op::kRepeat:
+      bytes |= program_.repeats[static_cast<std::size_t>(in.a)].unit->allowed(static_cast<std::int32_t>(c.aux));
+      break;
+    case Op::kSpace:
+      for (char b : {' ', '\n', '\t', '\r'})
+        bytes.set(static_cast<std::size_t>(b));
+      break;
+    case Op::kStop:
+      end = true;
+      break;
+    default: { // tries: an edge may lead to names that are taken
+      std::vector<Live> next;
+      for (unsigned b = 0; b < 256; ++b) {
+        next.clear();
+        step({c, -1}, static_cast<std::uint8_t>(b), 0, nullptr, next);
+        if (!next.empty())
+          bytes.set(b);
+      }
+    }
+    }
+  }
+  return end;
+}
+
+bool StatePool::complete(const State &state) {
+  std::vector<Live> out;
+  for (const Config &c : state.configs)
+    stop({c, -1}, 0, nullptr, out);
+  return !out.empty();
+}
+
+const State *StatePool::initial() {
+  std::vector<Live> out;
+  close(program_.start, nullptr, 0, -1, nullptr, out);
+  std::vector<Config> configs;
+  for (const Live &l : out)
+    configs.push_back(l.config);
+  return intern(configs);
+}
+
+const State *StatePool::advance(const State &state, std::uint8_t byte) {
+  std::vector<Live> out;
+  for (const Config &c : state.configs)
+    step({c, -1}, byte, 0, nullptr, out);
+  if (out.empty())
+    return nullptr;
+  std::vector<Config> configs;
+  for (const Live &l : out)
+    configs.push_back(l.config);
+  return intern(configs);
+}
+
+// ---------------------------------------------------------------------------------------------- masks
+
+void StatePool::walk(const std::vector<Live> &from, std::uint32_t root, const Vocabulary &vocabulary,
+                     std::vector<std::int32_t> &words) {
+  const TokenTrie &trie = vocabulary.trie();
+  const std::uint32_t base = trie.depth[root];
+  std::vector<Live> live(from);                              // one run of configurations a depth
+  std::vector<std::pair<std::size_t, std::size_t>> level{{0, from.size()}};
+  for (std::uint32_t node = root + 1; node < trie.skip[root];) {
+    std::size_t depth = trie.depth[node] - base;
+    auto [begin, end] = level[depth - 1];
+    live.resize(end);
+    for (std::size_t i = begin; i < end; ++i)
+      step(Live(live[i]), trie.byte[node], 0, nullptr, live);
+    if (live.size() == end) {
+      node = trie.skip[node];
+      continue;
+    }
+    if (live.size() > end + 1) { // configurations that met again are one
+      auto less = [](const Live &a, const Live &b) { return a.config < b.config; };
+      auto same = [](const Live &a, const Live &b) { return a.config == b.config; };
+      auto first = live.begin() + static_cast<std::ptrdiff_t>(end);
+      std::sort(first, live.end(), less);
+      live.erase(std::unique(first, live.end(), same), live.end());
+    }
+    level.resize(depth);
+    level.emplace_back(end, live.size());
+    for (std::uint32_t t = trie.first_token[node]; t < trie.first_token[node + 1]; ++t) {
+      TokenId id = trie.tokens[t];
+      words[static_cast<std::size_t>(id) / 32] |= static_cast<std::int32_t>(1u << (id % 32));
+    }
+    ++node;
+  }
+}
+
+void StatePool::fill(const Config &c, const Vocabulary &vocabulary, std::vector<std::int32_t> &words) {
+  const Instruction &in = program_.code[c.ip];
+  if (in.op == Op::kScalar) {
+    const auto &dfa = program_.dfas[static_cast<std::size_t>(in.a)];
+    auto state = static_cast<std::int32_t>(c.aux);
+    if (dfa->allowed(state).count() > kBroadState) {
+      if (auto known = vocabulary.scalar_mask(dfa, state)) {
+        for (std::size_t w = 0; w < words.size(); ++w)
+          words[w] |= known->inside[w];
+        std::vector<Live> after;
+        close(c.ip + 1, c.stack, 0, -1, nullptr, after);
+        for (std::uint32_t node : known->exits)
+          walk(after, node, vocabulary, words);
+        if (dfa->accepting(state))
+          walk(after, 0, vocabulary, words);
+        return;
+      }
+    }
+  }
+  if (in.op == Op::kRepeat) {
+    // Far from its bounds a counted string is a free one.
+    const RepeatSpec &spec = program_.repeats[static_cast<std::size_t>(in.a)];
+    bool far = c.count >= spec.min && (spec.max == kUnbounded || spec.max - c.count > vocabulary.longest());
+    if (spec.rest && far)
+      if (auto known = vocabulary.scalar_mask(spec.rest, static_cast<std::int32_t>(c.aux))) {
+        for (std::size_t w = 0; w < words.size(); ++w)
+          words[w] |= known->inside[w];
+        std::vector<Live> after;
+        close(c.ip + 2, c.stack, 0, -1, nullptr, after);
+        for (std::uint32_t node : known->exits)
+          walk(after, node, vocabulary, words);
+        return;
+      }
+  }
+  walk({Live{c, -1}}, 0, vocabulary, words);
+}
+
+std::shared_ptr<const Mask> StatePool::mask(const State &state, const Vocabulary &vocabulary) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (state.mask)
+      return state.mask;
+  }
+  auto mask = std::make_shared<Mask>();
+  mask->words.assign(vocabulary.words(), 0);
+  for (const Config &c : state.configs)
+    fill(c, vocabulary, mask->words);
+  if (complete(state))
+    for (TokenId id : vocabulary.stop_ids())
+      mask->words[static_cast<std::size_t>(id) / 32] |= static_cast<std::int32_t>(1u << (id % 32));
+  for (std::int32_t w : mask->words)
+    mask->count += static_cast<std::uint32_t>(std::popcount(static_cast<std::uint32_t>(w)));
+  if (mask->count <= kFewTokens) {
+    for (std::size_t w = 0; w < mask->words.size(); ++w)
+      for (auto left = static_cast<std::uint32_t>(mask->words[w]); left; left &= left - 1)
+        mask->few.push_back(static_cast<TokenId>(w * 32 + static_cast<std::size_t>(std::countr_zero(left))));
+    mask->words.clear();
+    mask->words.shrink_to_fit();
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!state.mask) {
+    bytes_ += mask->words.size() * 4 + mask->few.size() * 4 + 64;
+    state.mask = mask;
+  }
+  return state.mask;
+}
+
+} // namespace toolprm

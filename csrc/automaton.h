@@ -1,0 +1,232 @@
+// The compiled form of a grammar and its interned states. Private to the core.
+#pragma once
+
+#include <deque>
+#include <mutex>
+#include <set>
+#include <tuple>
+#include <unordered_set>
+
+#include "toolprm/grammar.h"
+
+namespace toolprm {
+
+enum class Op : std::uint8_t {
+  // these read a byte
+  kByte,     // byte
+  kScalar,   // a: dfa; aux: its state
+  kRepeat,   // a: repeat; aux: state of the unit, count: units read
+  kSpace,    // white space, any number
+  kNames,    // a: key set; aux: its trie node
+  kKey,      // a: object; aux: trie node of its keys
+  kOtherKey, // a: object; aux: state of the key's dfa, count: trie node that the key would be at, 0 when off the trie
+  kStop,     // reads the stop token
+  // these do not
+  kAccept,
+  kJump,        // a: target
+  kChoice,      // a, b: range in targets
+  kCall,        // a: entry of the rule
+  kReturn,      // leaves the innermost frame
+  kStep,        // a: kind, b: bytes back
+  kEnterObject, // a: object
+  kObjectNext,  // a: object; the loop point
+  kObjectKeys,  // a: object; a key must follow
+  kEnterArray,  // a: array
+  kArrayNext,   // a: array; the loop point
+  kArrayItem,   // a: array; an item must follow
+  kArrayCount,  // a: array; an item was read
+};
+
+// Where the static cost of an instruction ends: what the frame adds to it from there on.
+enum class CostEnd : std::uint8_t { kLeave, kLoop, kKeys, kItem, kItemDone };
+
+struct Instruction {
+  Op op;
+  std::uint8_t byte = 0;
+  CostEnd cost_end = CostEnd::kLeave;
+  std::int32_t a = 0, b = 0;
+  std::uint32_t cost = kInfinite; // fewest bytes from here to cost_end
+};
+
+// A byte trie with outcomes at its leaves; keys are prefix-free.
+struct KeySet {
+  std::vector<std::uint32_t> child_begin;    // nodes + 1
+  std::vector<std::uint8_t> child_byte;      // edges of a node, ascending
+  std::vector<std::uint32_t> child_node;     // child of an edge
+  std::vector<std::int32_t> leaf;            // outcome, -1 inside
+  std::vector<std::uint32_t> cost;           // names only: fewest bytes through the best leaf to the end
+  std::vector<std::uint64_t> reach;          // objects only: words per node, outcomes below
+  explicit KeySet(const std::vector<std::pair<std::string, std::int32_t>> &keys);
+  std::int32_t child(std::uint32_t node, std::uint8_t byte) const {
+    for (std::uint32_t e = child_begin[node]; e < child_begin[node + 1]; ++e)
+      if (child_byte[e] == byte)
+        return static_cast<std::int32_t>(child_node[e]);
+    return -1;
+  }
+  std::size_t size() const { return leaf.size(); }
+};
+
+struct RepeatSpec {
+  std::shared_ptr<const Dfa> unit;
+  std::uint32_t min, max;
+  std::shared_ptr<const Dfa> rest; // any number of units and the byte after them; null where that is no single byte
+};
+
+struct ObjectSpec {
+  ObjectSpec(KeySet k, std::size_t w) : keys(std::move(k)), words(w) {}
+  KeySet keys;
+  std::size_t words;                       // 64-bit words of a property set
+  std::vector<std::uint32_t> value;        // entry of each property's value
+  std::vector<std::uint32_t> key_bytes;    // shortest spelling of each key
+  std::vector<std::uint64_t> required;
+  std::vector<std::uint64_t> possible;     // properties whose value can be completed
+  std::shared_ptr<const Dfa> other_key;
+  std::uint32_t other_value = 0, other_key_bytes = kInfinite;
+  std::uint32_t min = 0, max = kUnbounded;
+  std::uint32_t entry = 0, separator = 0, keys_at = 0, close = 0, key_op = 0, other_op = 0;
+  std::uint32_t separator_cost = 0, other_cost = kInfinite, cheapest = kInfinite;
+  std::vector<std::uint32_t> member_cost; // key and value of each property
+};
+
+struct ArraySpec {
+  std::vector<std::uint32_t> prefix;
+  std::uint32_t item = 0;
+  bool has_item = false;
+  std::uint32_t min = 0, max = kUnbounded;
+  std::uint32_t entry = 0, separator = 0, close = 0, separator_cost = 0;
+  std::uint32_t count_cap = 0; // counts from here on behave alike
+};
+
+struct Program {
+  std::vector<Instruction> code;
+  std::vector<std::uint32_t> targets;
+  std::vector<std::shared_ptr<const Dfa>> dfas;
+  std::vector<RepeatSpec> repeats;
+  std::vector<KeySet> name_sets;
+  std::vector<std::vector<std::uint32_t>> name_targets;
+  std::vector<ObjectSpec> objects;
+  std::vector<ArraySpec> arrays;
+  std::uint32_t start = 0;
+  bool calls = true;
+};
+
+// Fewest bytes that complete an object of which these properties (count members in all) are written.
+// key_must_follow: a separator was written, so a key comes next.
+std::uint32_t object_cost(const Program &program, const ObjectSpec &spec, std::span<const std::uint64_t> seen,
+                          std::uint32_t count, bool key_must_follow);
+// Fewest bytes that end a key which is none of the properties': state is its dfa's, node where it is in the trie of
+// their keys, -1 off it.
+std::uint32_t other_key_cost(const ObjectSpec &spec, std::int32_t state, std::int32_t node);
+std::uint32_t array_cost(const Program &program, const ArraySpec &spec, std::uint32_t count, bool item_must_follow);
+
+// One activation of a rule, an object or an array. Immutable and interned: equal frames are equal pointers.
+struct Frame {
+  const Frame *parent;
+  std::uint32_t ret;   // where to go on after it
+  std::int32_t spec;   // object index, ~array index, or kCallFrame
+  std::uint64_t data;  // properties seen: the bits, or the address of an interned wide set
+  std::uint32_t count; // members or items so far (as far as they matter)
+  std::uint32_t depth; // frames below, itself included
+  std::uint32_t after; // fewest bytes from ret to the end of the text
+  std::uint32_t rest;  // fewest bytes from the loop point of this frame to the end of the text
+};
+inline constexpr std::int32_t kCallFrame = std::numeric_limits<std::int32_t>::max();
+
+struct Config {
+  std::uint32_t ip, aux, count;
+  const Frame *stack;
+  friend bool operator==(const Config &, const Config &) = default;
+  friend bool operator<(const Config &x, const Config &y) {
+    return std::tie(x.ip, x.aux, x.count, x.stack) < std::tie(y.ip, y.aux, y.count, y.stack);
+  }
+};
+
+// Which tokens are legal: as bits, or as a short list of ids.
+struct Mask {
+  std::vector<std::int32_t> words;
+  std::vector<TokenId> few;
+  std::uint32_t count = 0;
+};
+
+struct State {
+  std::vector<Config> configs; // sorted; empty: the text is over
+  mutable std::shared_ptr<const Mask> mask;
+};
+
+// A configuration on its way through a token, with the steps that it ended (a list in an event log, newest first).
+struct Live {
+  Config config;
+  std::int32_t events = -1;
+};
+
+struct Event {
+  StepKind kind;
+  std::uint32_t end;
+  std::int32_t previous;
+};
+
+class StatePool {
+public:
+  explicit StatePool(const Program &program) : program_(program) {}
+  StatePool(const StatePool &) = delete;
+
+  const State *initial();
+  const State *intern(std::vector<Config> &configs);
+  std::size_t bytes() const;
+
+  // All configurations that can read a byte (or the stop token) from ip without reading anything before.
+  // position: bytes of text so far; log: where ended steps are noted, or null.
+  void close(std::uint32_t ip, const Frame *stack, std::uint32_t position, std::int32_t events,
+             std::vector<Event> *log, std::vector<Live> &out);
+  // Reads one byte; appends what is left of the configuration to out.
+  void step(const Live &live, std::uint8_t byte, std::uint32_t position, std::vector<Event> *log,
+            std::vector<Live> &out);
+  // Reads the stop token.
+  void stop(const Live &live, std::uint32_t position, std::vector<Event> *log, std::vector<Live> &out);
+
+  // Bytes that can come next; returns whether the text may also end here.
+  bool allowed(const State &state, std::bitset<256> &bytes);
+  bool complete(const State &state);
+  // Fewest bytes to a complete text.
+  std::uint32_t cost(const Config &config);
+  std::uint32_t cost(const State &state);
+  const State *advance(const State &state, std::uint8_t byte);
+
+  std::shared_ptr<const Mask> mask(const State &state, const Vocabulary &vocabulary);
+  const Program &program() const { return program_; }
+
+private:
+  const Frame *frame(const Frame *parent, std::uint32_t ret, std::int32_t spec, std::uint64_t data,
+                     std::uint32_t count);
+  std::uint64_t no_properties(const ObjectSpec &spec);
+  std::uint64_t with(const Frame &frame, const ObjectSpec &spec, std::size_t property);
+  // Properties that may be chosen now; other: whether a key outside them may.
+  void selectable(const Frame &frame, const ObjectSpec &spec, std::vector<std::uint64_t> &out, bool &other) const;
+  void walk(const std::vector<Live> &from, std::uint32_t root, const Vocabulary &vocabulary,
+            std::vector<std::int32_t> &words);
+  void fill(const Config &config, const Vocabulary &vocabulary, std::vector<std::int32_t> &words);
+
+  struct FrameHash {
+    std::size_t operator()(const Frame *f) const;
+  };
+  struct FrameEqual {
+    bool operator()(const Frame *a, const Frame *b) const;
+  };
+  struct StateHash {
+    std::size_t operator()(const State *s) const;
+  };
+  struct StateEqual {
+    bool operator()(const State *a, const State *b) const { return a->configs == b->configs; }
+  };
+
+  const Program &program_;
+  mutable std::mutex mutex_;
+  std::deque<Frame> frames_;
+  std::unordered_set<const Frame *, FrameHash, FrameEqual> frame_index_;
+  std::deque<State> states_;
+  std::unordered_set<const State *, StateHash, StateEqual> state_index_;
+  std::set<std::vector<std::uint64_t>> wide_sets_;
+  std::size_t bytes_ = 0;
+};
+
+} // namespace toolprm

@@ -1,0 +1,720 @@
+#include "toolprm/grammar.h"
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <queue>
+
+#include "automaton.h"
+
+namespace toolprm {
+
+namespace {
+constexpr std::size_t kPoolBytes = std::size_t{256} << 20;
+} // namespace
+
+const char *step_kind_name(StepKind kind) {
+  switch (kind) {
+  case StepKind::kFuncName:
+    return "FUNC_NAME";
+  case StepKind::kArgValue:
+    return "ARG_VALUE";
+  case StepKind::kParamFinish:
+    return "PARAM_FINISH";
+  case StepKind::kFuncFinish:
+    return "FUNC_FINISH";
+  case StepKind::kTotalFinish:
+    return "TOTAL_FINISH";
+  }
+  return "";
+}
+
+// ---------------------------------------------------------------------------------------------- Dfa
+
+Dfa::Dfa(std::span<const std::int32_t> transitions, std::span<const std::uint8_t> accepting)
+    : accepting_(accepting.begin(), accepting.end()) {
+  const std::size_t n = accepting.size();
+  if (n == 0 || transitions.size() != n * 256)
+    throw std::invalid_argument("transitions must be states x 256");
+  for (std::int32_t t : transitions)
+    if (t < -1 || t >= static_cast<std::int32_t>(n))
+      throw std::invalid_argument("a transition leads outside the states");
+
+  // Bytes that no state tells apart share a column.
+  std::map<std::vector<std::int32_t>, std::uint16_t> columns;
+  std::vector<std::int32_t> column(n);
+  std::vector<std::vector<std::int32_t>> kept;
+  for (std::size_t b = 0; b < 256; ++b) {
+    for (std::size_t s = 0; s < n; ++s)
+      column[s] = transitions[s * 256 + b];
+    auto [at, fresh] = columns.emplace(column, static_cast<std::uint16_t>(kept.size()));
+    if (fresh)
+      kept.push_back(column);
+    class_of_[b] = at->second;
+  }
+  classes_ = kept.size();
+  next_.resize(n * classes_);
+  for (std::size_t k = 0; k < classes_; ++k)
+    for (std::size_t s = 0; s < n; ++s)
+      next_[s * classes_ + k] = kept[k][s];
+
+  allowed_.resize(n);
+  std::vector<std::uint8_t> by_digit(n, 0);
+  for (std::size_t s = 0; s < n; ++s)
+    for (std::size_t b = 0; b < 256; ++b)
+      if (std::int32_t t = transitions[s * 256 + b]; t >= 0) {
+        allowed_[s].set(b);
+        if (b >= '0' && b <= '9')
+          by_digit[static_cast<std::size_t>(t)] = 1;
+      }
+  eager_.resize(n);
+  for (std::size_t s = 0; s < n; ++s)
+    eager_[s] = accepting_[s] && allowed_[s].none() && !by_digit[s];
+
+  // Fewest bytes to an accepting state, backwards from all of them at once.
+  std::vector<std::vector<std::int32_t>> into(n);
+  for (std::size_t s = 0; s < n; ++s)
+    for (std::size_t k = 0; k < classes_; ++k)
+      if (std::int32_t t = kept[k][s]; t >= 0)
+        into[static_cast<std::size_t>(t)].push_back(static_cast<std::int32_t>(s));
+  distance_.assign(n, kInfinite);
+  std::queue<std::size_t> open;
+  for (std::size_t s = 0; s < n; ++s)
+    if (accepting_[s]) {
+      distance_[s] = 0;
+      open.push(s);
+    }
+  while (!open.empty()) {
+    std::size_t s = open.front();
+    open.pop();
+    for (std::int32_t p : into[s])
+      if (distance_[static_cast<std::size_t>(p)] == kInfinite) {
+        distance_[static_cast<std::size_t>(p)] = distance_[s] + 1;
+        open.push(static_cast<std::size_t>(p));
+      }
+  }
+  for (std::uint32_t d : distance_)
+    if (d == kInfinite)
+      throw std::invalid_argument("a state of the automaton leads nowhere: trim it first");
+}
+
+// ---------------------------------------------------------------------------------------------- KeySet
+
+KeySet::KeySet(const std::vector<std::pair<std::string, std::int32_t>> &keys) {
+  std::vector<std::map<std::uint8_t, std::uint32_t>> children(1);
+  leaf.push_back(-1);
+  for (const auto &[text, outcome] : keys) {
+    if (text.empty())
+      throw std::invalid_argument("a name is empty");
+    std::uint32_t node = 0;
+    for (char c : text) {
+      if (leaf[node] >= 0)
+        throw std::invalid_argument("a name begins with another name: " + text);
+      auto [at, fresh] = children[node].emplace(static_cast<std::uint8_t>(c), static_cast<std::uint32_t>(leaf.size()));
+      if (fresh) {
+        children.emplace_back();
+        leaf.push_back(-1);
+        at = children[node].find(static_cast<std::uint8_t>(c));
+      }
+      node = at->second;
+    }
+    if (leaf[node] >= 0 || !children[node].empty())
+      throw std::invalid_argument("a name is given twice, or begins another: " + text);
+    leaf[node] = outcome;
+  }
+  child_begin.push_back(0);
+  for (const auto &edges : children) {
+    for (const auto &[byte, node] : edges) {
+      child_byte.push_back(byte);
+      child_node.push_back(node);
+    }
+    child_begin.push_back(static_cast<std::uint32_t>(child_byte.size()));
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- builder
+
+struct GrammarBuilder::Node {
+  enum class Kind { kLiteral, kScalar, kRepeat, kSequence, kChoice, kNames, kObject, kArray, kStep, kSpace, kStop, kRule };
+  explicit Node(Kind k) : kind(k) {}
+  Kind kind;
+  std::string text; // literal, or the label of a rule
+  std::shared_ptr<const Dfa> dfa;
+  std::uint32_t min = 0, max = 0;
+  std::vector<NodeId> parts;
+  std::vector<std::pair<std::string, NodeId>> entries;
+  std::shared_ptr<const Object> object;
+  std::shared_ptr<const Array> array;
+  StepKind step = StepKind::kFuncName;
+};
+
+NodeId GrammarBuilder::add(Node node) {
+  if (nodes_.size() >= limit_)
+    throw BudgetError("the grammar has more than " + std::to_string(limit_) + " nodes");
+  nodes_.push_back(std::make_shared<Node>(std::move(node)));
+  return static_cast<NodeId>(nodes_.size() - 1);
+}
+
+NodeId GrammarBuilder::literal(std::string bytes) {
+  Node node(Node::Kind::kLiteral);
+  node.text = std::move(bytes);
+  return add(std::move(node));
+}
+
+NodeId GrammarBuilder::scalar(std::shared_ptr<const Dfa> dfa) {
+  Node node(Node::Kind::kScalar);
+  node.dfa = std::move(dfa);
+  return add(std::move(node));
+}
+
+NodeId GrammarBuilder::repeat(std::shared_ptr<const Dfa> unit, std::uint32_t min, std::uint32_t max) {
+  if (unit->accepting(0))
+    throw std::invalid_argument("the repeated unit may be empty");
+  if (min > max)
+    throw ImpossibleGrammar("at least " + std::to_string(min) + " and at most " + std::to_string(max));
+  Node node(Node::Kind::kRepeat);
+  node.dfa = std::move(unit);
+  node.min = min;
+  node.max = max;
+  return add(std::move(node));
+}
+
+NodeId GrammarBuilder::sequence(std::vector<NodeId> parts) {
+  Node node(Node::Kind::kSequence);
+  node.parts = std::move(parts);
+  return add(std::move(node));
+}
+
+NodeId GrammarBuilder::choice(std::vector<NodeId> options) {
+  Node node(Node::Kind::kChoice);
+  node.parts = std::move(options);
+  return add(std::move(node));
+}
+
+NodeId GrammarBuilder::names(std::vector<std::pair<std::string, NodeId>> entries) {
+  Node node(Node::Kind::kNames);
+  node.entries = std::move(entries);
+  return add(std::move(node));
+}
+
+NodeId GrammarBuilder::object(Object object) {
+  Node node(Node::Kind::kObject);
+  node.object = std::make_shared<const Object>(std::move(object));
+  return add(std::move(node));
+}
+
+NodeId GrammarBuilder::array(Array array) {
+  Node node(Node::Kind::kArray);
+  node.array = std::make_shared<const Array>(std::move(array));
+  return add(std::move(node));
+}
+
+NodeId GrammarBuilder::step(StepKind kind, std::uint32_t back) {
+  Node node(Node::Kind::kStep);
+  node.step = kind;
+  node.min = back;
+  return add(std::move(node));
+}
+
+NodeId GrammarBuilder::space() { return add(Node(Node::Kind::kSpace)); }
+
+NodeId GrammarBuilder::stop() { return add(Node(Node::Kind::kStop)); }
+
+NodeId GrammarBuilder::declare_rule(std::string label) {
+  Node node(Node::Kind::kRule);
+  node.text = std::move(label);
+  return add(std::move(node));
+}
+
+void GrammarBuilder::define_rule(NodeId rule, NodeId body) {
+  nodes_.at(static_cast<std::size_t>(rule))->parts = {body};
+}
+
+// Lays the nodes out as instructions, each rule once.
+class Compiler {
+public:
+  using Node = GrammarBuilder::Node;
+  Compiler(const GrammarBuilder &builder) : builder_(builder) {}
+
+  std::unique_ptr<Program> run(NodeId root, bool calls) {
+    p_->calls = calls;
+    p_->start = here();
+    emit(root);
+    op(Op::kAccept);
+    while (!pending_.empty()) { // rules met on the way
+      NodeId rule = pending_.front();
+      pending_.pop();
+      const Node &node = *builder_.nodes_[static_cast<std::size_t>(rule)];
+      if (node.parts.empty())
+        throw std::invalid_argument("rule " + node.text + " is not defined");
+      rule_entry_[rule] = here();
+      emit(node.parts[0]);
+      op(Op::kReturn);
+    }
+    for (auto [ip, rule] : calls_)
+      p_->code[ip].a = static_cast<std::int32_t>(rule_entry_.at(rule));
+    cost();
+    check_progress();
+    bool possible = p_->code[p_->start].cost < kInfinite;
+    for (const auto &targets : p_->name_targets) // a name that nothing can follow is a mistake, not a lesser choice
+      for (std::uint32_t target : targets)
+        possible = possible && p_->code[target].cost < kInfinite;
+    if (!possible)
+      throw ImpossibleGrammar("no finite value satisfies it");
+    return std::move(p_);
+  }
+
+private:
+  std::uint32_t here() const { return static_cast<std::uint32_t>(p_->code.size()); }
+
+  std::uint32_t op(Op op, std::int32_t a = 0, std::int32_t b = 0, std::uint8_t byte = 0) {
+    if (p_->code.size() >= builder_.limit_)
+      throw BudgetError("the grammar needs more than " + std::to_string(builder_.limit_) + " instructions");
+    Instruction in{};
+    in.op = op;
+    in.a = a;
+    in.b = b;
+    in.byte = byte;
+    p_->code.push_back(in);
+    return here() - 1;
+  }
+
+  void emit(NodeId id) {
+    const Node &node = *builder_.nodes_.at(static_cast<std::size_t>(id));
+    switch (node.kind) {
+    case Node::Kind::kLiteral:
+      for (char c : node.text)
+        op(Op::kByte, 0, 0, static_cast<std::uint8_t>(c));
+      break;
+    case Node::Kind::kScalar: {
+      auto [at, fresh] = dfa_ids_.emplace(node.dfa.get(), static_cast<std::int32_t>(p_->dfas.size()));
+      if (fresh)
+        p_->dfas.push_back(node.dfa);
+      op(Op::kScalar, at->second);
+      break;
+    }
+    case Node::Kind::kRepeat:
+      p_->repeats.push_back({node.dfa, node.min, node.max, nullptr});
+      op(Op::kRepeat, static_cast<std::int32_t>(p_->repeats.size() - 1));
+      break;
+    case Node::Kind::kSequence:
+      for (NodeId part : node.parts)
+        emit(part);
+      break;
+    case Node::Kind::kChoice: {
+      std::uint32_t choice = op(Op::kChoice);
+      std::vector<std::uint32_t> entries, jumps;
+      for (NodeId part : node.parts) {
+        entries.push_back(here());
+        emit(part);
+        jumps.push_back(op(Op::kJump));
+      }
+      for (std::uint32_t jump : jumps)
+        p_->code[jump].a = static_cast<std::int32_t>(here());
+      p_->code[choice].a = static_cast<std::int32_t>(p_->targets.size());
+      p_->targets.insert(p_->targets.end(), entries.begin(), entries.end());
+      p_->code[choice].b = static_cast<std::int32_t>(p_->targets.size());
+      break;
+    }
+    case Node::Kind::kNames: {
+      std::vector<std::pair<std::string, std::int32_t>> keys;
+      std::vector<std::uint32_t> targets, jumps;
+      std::uint32_t names = op(Op::kNames);
+      std::map<NodeId, std::int32_t> placed; // spellings of one name share what follows
+      for (const auto &[text, next] : node.entries) {
+        auto [at, fresh] = placed.emplace(next, static_cast<std::int32_t>(targets.size()));
+        if (fresh) {
+          targets.push_back(here());
+          emit(next);
+          jumps.push_back(op(Op::kJump));
+        }
+        keys.emplace_back(text, at->second);
+      }
+      for (std::uint32_t jump : jumps)
+        p_->code[jump].a = static_cast<std::int32_t>(here());
+      p_->code[names].a = static_cast<std::int32_t>(p_->name_sets.size());
+      p_->name_sets.emplace_back(keys);
+      p_->name_targets.push_back(std::move(targets));
+      break;
+    }
+    case Node::Kind::kObject:
+      emit_object(*node.object);
+      break;
+    case Node::Kind::kArray:
+      emit_array(*node.array);
+      break;
+    case Node::Kind::kStep:
+      op(Op::kStep, static_cast<std::int32_t>(node.step), static_cast<std::int32_t>(node.min));
+      break;
+    case Node::Kind::kSpace:
+      op(Op::kSpace);
+      break;
+    case Node::Kind::kStop:
+      op(Op::kStop);
+      break;
+    case Node::Kind::kRule:
+      if (queued_.insert(id).second)
+        pending_.push(id);
+      calls_.emplace_back(op(Op::kCall), id);
+      break;
+    }
+  }
+
+  void emit_object(const GrammarBuilder::Object &object) {
+    emit(object.open);
+    const auto id = static_cast<std::int32_t>(p_->objects.size());
+    std::vector<std::pair<std::string, std::int32_t>> keys;
+    for (std::size_t i = 0; i < object.properties.size(); ++i)
+      for (const std::string &spelling : object.properties[i].spellings)
+        keys.emplace_back(spelling, static_cast<std::int32_t>(i));
+    const std::size_t words = std::max<std::size_t>(1, (object.properties.size() + 63) / 64);
+    p_->objects.emplace_back(KeySet(keys), words);
+    op(Op::kEnterObject, id);
+    std::uint32_t skip = op(Op::kJump);
+
+    ObjectSpec spec(KeySet(keys), words);
+    spec.required.assign(words, 0);
+    spec.possible.assign(words, 0);
+    spec.other_key = object.other_key;
+    spec.min = object.min;
+    spec.max = object.max;
+    spec.entry = op(Op::kObjectNext, id);
+    spec.separator = here();
+    emit(object.separator);
+    spec.keys_at = op(Op::kObjectKeys, id);
+    spec.key_op = op(Op::kKey, id);
+    spec.other_op = op(Op::kOtherKey, id);
+    spec.close = here();
+    emit(object.close);
+    op(Op::kReturn);
+    const auto member = [&](NodeId value) {
+      std::uint32_t at = here();
+      emit(value);
+      if (object.arguments)
+        op(Op::kStep, static_cast<std::int32_t>(StepKind::kArgValue));
+      op(Op::kJump, static_cast<std::int32_t>(spec.entry));
+      return at;
+    };
+    for (std::size_t i = 0; i < object.properties.size(); ++i) {
+      const auto &property = object.properties[i];
+      std::size_t bytes = property.spellings.at(0).size();
+      for (const std::string &spelling : property.spellings)
+        bytes = std::min(bytes, spelling.size());
+      spec.key_bytes.push_back(static_cast<std::uint32_t>(bytes));
+      spec.value.push_back(member(property.value));
+      if (property.required)
+        spec.required[i / 64] |= std::uint64_t{1} << (i % 64);
+    }
+    if (object.other_key) {
+      spec.other_value = member(object.other_value);
+      spec.other_key_bytes = other_key_cost(spec, 0, 0);
+    }
+    // Which properties lie below a node of the trie; children have larger numbers than their parents.
+    spec.keys.reach.assign(spec.keys.size() * words, 0);
+    for (std::size_t node = spec.keys.size(); node-- > 0;) {
+      std::uint64_t *reach = &spec.keys.reach[node * words];
+      if (std::int32_t p = spec.keys.leaf[node]; p >= 0)
+        reach[p / 64] |= std::uint64_t{1} << (p % 64);
+      for (std::uint32_t e = spec.keys.child_begin[node]; e < spec.keys.child_begin[node + 1]; ++e)
+        for (std::size_t w = 0; w < words; ++w)
+          reach[w] |= spec.keys.reach[spec.keys.child_node[e] * words + w];
+    }
+    p_->code[skip].a = static_cast<std::int32_t>(here());
+    p_->objects[static_cast<std::size_t>(id)] = std::move(spec);
+  }
+
+  void emit_array(const GrammarBuilder::Array &array) {
+    emit(array.open);
+    const auto id = static_cast<std::int32_t>(p_->arrays.size());
+    p_->arrays.emplace_back();
+    op(Op::kEnterArray, id);
+    std::uint32_t skip = op(Op::kJump);
+    ArraySpec spec;
+    spec.min = array.min;
+    spec.max = array.max;
+    spec.has_item = array.item >= 0;
+    spec.entry = op(Op::kArrayNext, id);
+    spec.separator = here();
+    emit(array.separator);
+    op(Op::kArrayItem, id);
+    spec.close = here();
+    emit(array.close);
+    op(Op::kReturn);
+    const auto item = [&](NodeId value) {
+      std::uint32_t at = here();
+      emit(value);
+      op(Op::kArrayCount, id);
+      op(Op::kJump, static_cast<std::int32_t>(spec.entry));
+      return at;
+    };
+    for (NodeId value : array.prefix)
+      spec.prefix.push_back(item(value));
+    if (spec.has_item)
+      spec.item = item(array.item);
+    std::uint32_t prefix = static_cast<std::uint32_t>(array.prefix.size());
+    spec.count_cap = array.max != kUnbounded ? array.max : std::max({array.min, prefix, 1u});
+    if (!spec.has_item && array.max == kUnbounded)
+      spec.count_cap = std::max(prefix, array.min);
+    p_->code[skip].a = static_cast<std::int32_t>(here());
+    p_->arrays[static_cast<std::size_t>(id)] = std::move(spec);
+  }
+
+  // Fewest bytes from each instruction to the point where its frame takes over, by relaxation: recursion needs
+  // several rounds, code without it one or two.
+  void cost() {
+    auto &code = p_->code;
+    const auto set = [&](std::size_t ip, std::uint32_t cost, CostEnd end) {
+      Instruction &in = code[ip];
+      cost = std::min(cost, kInfinite);
+      bool better = cost < in.cost;
+      if (better) {
+        in.cost = cost;
+        in.cost_end = end;
+      }
+      return better;
+    };
+    for (bool changed = true; changed;) {
+      changed = false;
+      for (auto &spec : p_->objects)
+        refresh(spec);
+      for (auto &spec : p_->arrays)
+        spec.separator_cost = code[spec.separator].cost;
+      for (std::size_t ip = code.size(); ip-- > 0;) {
+        const Instruction in = code[ip];
+        const auto then = [&](std::uint64_t local, std::size_t next) {
+          changed |= set(ip, static_cast<std::uint32_t>(std::min<std::uint64_t>(kInfinite, local + code[next].cost)),
+                         code[next].cost_end);
+        };
+        switch (in.op) {
+        case Op::kByte:
+          then(1, ip + 1);
+          break;
+        case Op::kScalar:
+          then(p_->dfas[static_cast<std::size_t>(in.a)]->distance(0), ip + 1);
+          break;
+        case Op::kRepeat: {
+          const RepeatSpec &spec = p_->repeats[static_cast<std::size_t>(in.a)];
+          then(std::uint64_t{spec.min} * spec.unit->distance(0), ip + 1);
+          break;
+        }
+        case Op::kSpace:
+        case Op::kStop:
+        case Op::kStep:
+          then(0, ip + 1);
+          break;
+        case Op::kJump:
+          then(0, static_cast<std::size_t>(in.a));
+          break;
+        case Op::kChoice:
+          for (std::int32_t i = in.a; i < in.b; ++i)
+            then(0, p_->targets[static_cast<std::size_t>(i)]);
+          break;
+        case Op::kNames: {
+          KeySet &set_of = p_->name_sets[static_cast<std::size_t>(in.a)];
+          const auto &targets = p_->name_targets[static_cast<std::size_t>(in.a)];
+          set_of.cost.assign(set_of.size(), kInfinite);
+          CostEnd end = CostEnd::kLeave;
+          for (std::size_t node = set_of.size(); node-- > 0;) {
+            if (set_of.leaf[node] >= 0) {
+              const Instruction &target = code[targets[static_cast<std::size_t>(set_of.leaf[node])]];
+              set_of.cost[node] = target.cost;
+              if (target.cost < kInfinite)
+                end = target.cost_end;
+            }
+            for (std::uint32_t e = set_of.child_begin[node]; e < set_of.child_begin[node + 1]; ++e)
+              set_of.cost[node] = std::min(set_of.cost[node], set_of.cost[set_of.child_node[e]] + 1);
+            set_of.cost[node] = std::min(set_of.cost[node], kInfinite);
+          }
+          changed |= set(ip, set_of.cost[0], end);
+          break;
+        }
+        case Op::kKey:
+        case Op::kOtherKey:
+          break;
+        case Op::kAccept:
+        case Op::kReturn:
+          changed |= set(ip, 0, CostEnd::kLeave);
+          break;
+        case Op::kObjectNext:
+        case Op::kArrayNext:
+          changed |= set(ip, 0, CostEnd::kLoop);
+          break;
+        case Op::kObjectKeys:
+          changed |= set(ip, 0, CostEnd::kKeys);
+          break;
+        case Op::kArrayCount:
+          changed |= set(ip, 0, CostEnd::kItemDone);
+          break;
+        case Op::kArrayItem:
+          changed |= set(ip, 0, CostEnd::kItem);
+          break;
+        case Op::kCall:
+          then(code[static_cast<std::size_t>(in.a)].cost, ip + 1);
+          break;
+        case Op::kEnterObject: {
+          const ObjectSpec &spec = p_->objects[static_cast<std::size_t>(in.a)];
+          then(object_cost(*p_, spec, std::vector<std::uint64_t>(spec.words, 0), 0, false), ip + 1);
+          break;
+        }
+        case Op::kEnterArray:
+          then(array_cost(*p_, p_->arrays[static_cast<std::size_t>(in.a)], 0, false), ip + 1);
+          break;
+        }
+      }
+    }
+    // What can never be completed is never offered.
+    for (Instruction &in : code)
+      if (in.op == Op::kChoice) {
+        std::int32_t kept = in.a;
+        for (std::int32_t i = in.a; i < in.b; ++i)
+          if (code[p_->targets[static_cast<std::size_t>(i)]].cost < kInfinite)
+            p_->targets[static_cast<std::size_t>(kept++)] = p_->targets[static_cast<std::size_t>(i)];
+        in.b = kept;
+      }
+    for (std::size_t ip = 0; ip + 1 < code.size(); ++ip)
+      if (code[ip].op == Op::kRepeat && code[ip + 1].op == Op::kByte) {
+        RepeatSpec &spec = p_->repeats[static_cast<std::size_t>(code[ip].a)];
+        spec.rest = followed(*spec.unit, code[ip + 1].byte);
+      }
+  }
+
+  void refresh(ObjectSpec &spec) {
+    const auto &code = p_->code;
+    spec.separator_cost = code[spec.separator].cost;
+    spec.other_cost =
+        spec.other_key ? std::min(kInfinite, spec.other_key_bytes + code[spec.other_value].cost) : kInfinite;
+    spec.member_cost.assign(spec.value.size(), kInfinite);
+    for (std::size_t i = 0; i < spec.value.size(); ++i) {
+      spec.member_cost[i] = std::min(kInfinite, spec.key_bytes[i] + code[spec.value[i]].cost);
+      if (spec.member_cost[i] < kInfinite)
+        spec.possible[i / 64] |= std::uint64_t{1} << (i % 64);
+    }
+  }
+
+  // The automaton of any number of units and one byte after them, where that byte cannot begin a unit.
+  static std::shared_ptr<const Dfa> followed(const Dfa &unit, std::uint8_t byte) {
+    if (unit.next(0, byte) >= 0)
+      return nullptr;
+    const std::size_t n = unit.states();
+    std::vector<std::int32_t> next((n + 1) * 256, -1);
+    std::vector<std::uint8_t> accepting(n + 1, 0);
+    accepting[n] = 1;
+    for (std::size_t s = 0; s < n; ++s)
+      for (unsigned b = 0; b < 256; ++b) {
+        std::int32_t t = unit.next(static_cast<std::int32_t>(s), static_cast<std::uint8_t>(b));
+        next[s * 256 + b] = t >= 0 && unit.accepting(t) ? 0 : t;
+      }
+    for (std::size_t s = 0; s < n; ++s)
+      if (unit.accepting(static_cast<std::int32_t>(s))) // not entered any more
+        next[s * 256 + byte] = static_cast<std::int32_t>(n);
+    next[byte] = static_cast<std::int32_t>(n);
+    return std::make_shared<const Dfa>(next, accepting);
+  }
+
+  // A rule that comes back to itself without reading a byte would never end.
+  void check_progress() {
+    enum : std::uint8_t { kNew, kOpen, kDone };
+    std::vector<std::uint8_t> mark(p_->code.size(), kNew);
+    std::vector<std::pair<std::uint32_t, std::size_t>> path;
+    std::vector<std::vector<std::uint32_t>> edges;
+    const auto silent = [&](std::uint32_t ip) {
+      const Instruction &in = p_->code[ip];
+      std::vector<std::uint32_t> next;
+      switch (in.op) {
+      case Op::kJump:
+        next = {static_cast<std::uint32_t>(in.a)};
+        break;
+      case Op::kChoice:
+        next.assign(p_->targets.begin() + in.a, p_->targets.begin() + in.b);
+        break;
+      case Op::kCall:
+        next = {static_cast<std::uint32_t>(in.a)};
+        if (p_->code[static_cast<std::size_t>(in.a)].cost == 0)
+          next.push_back(ip + 1);
+        break;
+      case Op::kStep:
+      case Op::kSpace:
+      case Op::kArrayCount:
+        next = {ip + 1};
+        break;
+      case Op::kEnterObject: {
+        const ObjectSpec &spec = p_->objects[static_cast<std::size_t>(in.a)];
+        next = {spec.entry};
+        break;
+      }
+      case Op::kObjectNext:
+        next = {p_->objects[static_cast<std::size_t>(in.a)].close};
+        break;
+      case Op::kEnterArray:
+        next = {p_->arrays[static_cast<std::size_t>(in.a)].entry};
+        break;
+      case Op::kArrayNext: {
+        const ArraySpec &spec = p_->arrays[static_cast<std::size_t>(in.a)];
+        next = {spec.close};
+        if (spec.has_item || !spec.prefix.empty())
+          next.push_back(spec.prefix.empty() ? spec.item : spec.prefix[0]);
+        break;
+      }
+      default:
+        break;
+      }
+      return next;
+    };
+    for (std::uint32_t root = 0; root < p_->code.size(); ++root) {
+      if (mark[root] != kNew)
+        continue;
+      path.assign(1, {root, 0});
+      edges.assign(1, silent(root));
+      mark[root] = kOpen;
+      while (!path.empty()) {
+        auto &[ip, at] = path.back();
+        if (at == edges.back().size()) {
+          mark[ip] = kDone;
+          path.pop_back();
+          edges.pop_back();
+          continue;
+        }
+        std::uint32_t next = edges.back()[at++];
+        if (mark[next] == kOpen)
+          throw ImpossibleGrammar("a reference leads back to itself before any text is written");
+        if (mark[next] == kNew) {
+          mark[next] = kOpen;
+          path.emplace_back(next, 0);
+          edges.push_back(silent(next));
+        }
+      }
+    }
+  }
+
+  const GrammarBuilder &builder_;
+  std::unique_ptr<Program> p_ = std::make_unique<Program>();
+  std::map<const Dfa *, std::int32_t> dfa_ids_;
+  std::set<NodeId> queued_;
+  std::queue<NodeId> pending_;
+  std::map<NodeId, std::uint32_t> rule_entry_;
+  std::vector<std::pair<std::uint32_t, NodeId>> calls_;
+};
+
+std::shared_ptr<const Grammar> GrammarBuilder::build(NodeId root, bool calls) const {
+  return std::make_shared<const Grammar>(Compiler(*this).run(root, calls));
+}
+
+// ---------------------------------------------------------------------------------------------- Grammar
+
+Grammar::Grammar(std::unique_ptr<const Program> program)
+    : program_(std::move(program)), pool_(std::make_shared<StatePool>(*program_)) {}
+
+Grammar::~Grammar() = default;
+
+std::shared_ptr<StatePool> Grammar::pool() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (pool_->bytes() > kPoolBytes)
+    pool_ = std::make_shared<StatePool>(*program_);
+  return pool_;
+}
+
+std::size_t Grammar::instructions() const { return program_->code.size(); }
+
+std::uint32_t Grammar::shortest() const { return program_->code[program_->start].cost; }
+
+} // namespace toolprm

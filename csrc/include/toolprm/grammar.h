@@ -1,0 +1,148 @@
+// A grammar of function calls (or of one JSON value) over bytes: built once, immutable, shared by all matchers.
+//
+// Scalars are finite automata; around them a pushdown automaton handles literals, choices by name, objects with
+// properties in any order, arrays, recursion and the marks that end a step.
+#pragma once
+
+#include <array>
+#include <bitset>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "toolprm/vocabulary.h"
+
+namespace toolprm {
+
+// The kinds of decisions inside a call (arXiv 2510.14703, section 3).
+enum class StepKind : std::uint8_t { kFuncName, kArgValue, kParamFinish, kFuncFinish, kTotalFinish };
+
+const char *step_kind_name(StepKind kind);
+
+inline constexpr std::uint32_t kInfinite = std::numeric_limits<std::uint32_t>::max() / 4;
+inline constexpr std::uint32_t kUnbounded = std::numeric_limits<std::uint32_t>::max();
+
+// The grammar grew past its budget of instructions.
+struct BudgetError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// No text satisfies the grammar, or a rule refers to itself without reading anything.
+struct ImpossibleGrammar : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// A byte automaton of a scalar value, trimmed: from every state an accepting one can be reached.
+class Dfa {
+public:
+  // transitions: states x 256, -1 where there is none; accepting: one flag a state; state 0 is the start.
+  // Throws std::invalid_argument for sizes or targets that do not fit.
+  Dfa(std::span<const std::int32_t> transitions, std::span<const std::uint8_t> accepting);
+
+  std::int32_t next(std::int32_t state, std::uint8_t byte) const {
+    return next_[static_cast<std::size_t>(state) * classes_ + class_of_[byte]];
+  }
+  bool accepting(std::int32_t state) const { return accepting_[static_cast<std::size_t>(state)]; }
+  // The value is over as soon as this state is reached. Numbers are not: the next byte might be one more digit.
+  bool eager(std::int32_t state) const { return eager_[static_cast<std::size_t>(state)]; }
+  std::uint32_t distance(std::int32_t state) const { return distance_[static_cast<std::size_t>(state)]; }
+  const std::bitset<256> &allowed(std::int32_t state) const { return allowed_[static_cast<std::size_t>(state)]; }
+  std::size_t states() const { return accepting_.size(); }
+
+private:
+  std::array<std::uint16_t, 256> class_of_{};
+  std::size_t classes_ = 0;
+  std::vector<std::int32_t> next_;
+  std::vector<std::uint8_t> accepting_, eager_;
+  std::vector<std::uint32_t> distance_;
+  std::vector<std::bitset<256>> allowed_;
+};
+
+struct Program;   // the compiled automaton
+class StatePool;  // interned states of a program
+struct State;     // one interned set of configurations
+using NodeId = std::int32_t;
+
+class Grammar {
+public:
+  explicit Grammar(std::unique_ptr<const Program> program);
+  ~Grammar();
+  const Program &program() const { return *program_; }
+  // States are interned in a pool that all matchers of a generation share. When it holds more than limit bytes,
+  // matchers made from then on get a fresh one; the old pool goes with its last matcher.
+  std::shared_ptr<StatePool> pool() const;
+  std::size_t instructions() const;
+  // Fewest bytes of a complete text.
+  std::uint32_t shortest() const;
+
+private:
+  std::unique_ptr<const Program> program_;
+  mutable std::mutex mutex_;
+  mutable std::shared_ptr<StatePool> pool_;
+};
+
+// Puts a grammar together bottom-up. Each call returns the id of a node for use in later calls.
+class GrammarBuilder {
+public:
+  struct Property {
+    std::vector<std::string> spellings; // the key as it may be written, with quotes (or a trailing `=`); prefix-free
+    NodeId value;                       // what follows the key, separator included
+    bool required;
+  };
+  struct Object {
+    NodeId open, separator, close;
+    std::vector<Property> properties;
+    std::shared_ptr<const Dfa> other_key; // keys that are not among the properties; null: none allowed
+    NodeId other_value = -1;
+    std::uint32_t min = 0, max = kUnbounded; // members
+    bool arguments = false;                  // each member ends an ARG_VALUE step
+  };
+  struct Array {
+    NodeId open, separator, close;
+    std::vector<NodeId> prefix;
+    NodeId item = -1; // -1: nothing after the prefix
+    std::uint32_t min = 0, max = kUnbounded;
+  };
+
+  explicit GrammarBuilder(std::size_t max_instructions = 4'000'000) : limit_(max_instructions) {}
+
+  NodeId literal(std::string bytes);
+  NodeId scalar(std::shared_ptr<const Dfa> dfa);
+  // min to max repetitions of a prefix-free, never empty unit (characters of a string).
+  NodeId repeat(std::shared_ptr<const Dfa> unit, std::uint32_t min, std::uint32_t max);
+  NodeId sequence(std::vector<NodeId> parts);
+  // One of the options; without any, nothing.
+  NodeId choice(std::vector<NodeId> options);
+  // A prefix-free set of names, each followed by its own node.
+  NodeId names(std::vector<std::pair<std::string, NodeId>> entries);
+  NodeId object(Object object);
+  NodeId array(Array array);
+  // A step of this kind ends here, back bytes before the last byte read.
+  NodeId step(StepKind kind, std::uint32_t back = 0);
+  // Any run of JSON white space.
+  NodeId space();
+  // The text may end here.
+  NodeId stop();
+  // A rule may be used before it is defined, and by itself: recursion.
+  NodeId declare_rule(std::string label);
+  void define_rule(NodeId rule, NodeId body);
+
+  // calls: the text is a list of calls, paths start with the index of the call.
+  // Throws BudgetError, ImpossibleGrammar, std::invalid_argument.
+  std::shared_ptr<const Grammar> build(NodeId root, bool calls) const;
+
+private:
+  friend class Compiler;
+  struct Node;
+  NodeId add(Node node);
+  std::size_t limit_;
+  std::vector<std::shared_ptr<Node>> nodes_;
+};
+
+} // namespace toolprm

@@ -1,0 +1,89 @@
+// Follows one text through a grammar, token by token. Copying a matcher forks it, at the cost of a pointer.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "toolprm/grammar.h"
+#include "toolprm/vocabulary.h"
+
+namespace toolprm {
+
+// One completed decision. The steps of a text lie end to end: each starts where the one before ended.
+struct Step {
+  StepKind kind;
+  std::uint32_t start, end; // byte offsets into the text
+  std::string path;         // JSON pointer into the list of calls (or into the value, for a schema)
+  std::string text;         // the bytes from start to end
+  std::uint32_t value = 0;  // ARG_VALUE: where the value begins in text
+};
+
+struct Mask;
+struct State;
+class StatePool;
+
+// Not thread-safe itself; matchers of one grammar may be used from different threads at once.
+class Matcher {
+public:
+  Matcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const Vocabulary> vocabulary);
+
+  // Reads a token. Returns false, and changes nothing, where it is illegal. Appends the steps that it completed.
+  bool accept(TokenId token, std::vector<Step> *steps = nullptr);
+  // Reads bytes without tokens (they count as one token for rollback).
+  bool accept_bytes(std::string_view bytes, std::vector<Step> *steps = nullptr);
+  // Ends the text, as a stop token would.
+  bool finish(std::vector<Step> *steps = nullptr);
+  // Takes the last count tokens back. Throws std::out_of_range when there are fewer.
+  void rollback(std::size_t count);
+
+  // Writes ceil(vocabulary / 32) words, bit = legal.
+  void fill_mask(std::int32_t *row) const;
+  std::shared_ptr<const Mask> mask() const;
+  // Tokens of the only text that can follow, as the tokenizer would write it; at the end of the run those are left
+  // out with which the next byte could still merge. Empty where there is a choice.
+  std::vector<TokenId> forced() const;
+  // The only bytes that can follow (up to limit), whatever the tokens.
+  std::string forced_bytes(std::size_t limit = 4096) const;
+  // A shortest text that completes the answer from here.
+  std::string closing() const;
+  // Fewest bytes that complete the answer.
+  std::uint32_t closing_bytes() const;
+  // The text may end here.
+  bool is_complete() const;
+  // The text may end here, and nothing else can follow.
+  bool is_over() const;
+  // A stop token was read.
+  bool is_stopped() const;
+
+  std::string text() const;
+  std::vector<TokenId> tokens() const;
+  std::size_t token_count() const;
+  std::uint32_t text_bytes() const;
+  // Where the last completed step ended.
+  std::uint32_t boundary() const;
+  // All steps completed so far.
+  std::vector<Step> steps() const;
+  // Equal states allow exactly the same continuations.
+  const State *state() const;
+  const Grammar &grammar() const { return *grammar_; }
+  const Vocabulary &vocabulary() const { return *vocabulary_; }
+
+private:
+  struct Node;
+  bool read(std::string_view bytes, bool stop, TokenId token, std::vector<Step> *steps);
+
+  std::shared_ptr<const Grammar> grammar_;
+  std::shared_ptr<const Vocabulary> vocabulary_;
+  std::shared_ptr<StatePool> pool_;
+  std::shared_ptr<const Node> node_;
+};
+
+// A JSON (or Python literal) value in one canonical spelling: members sorted, numbers and escapes normalised.
+// What cannot be parsed comes back as it is.
+std::string canonical_value(std::string_view text);
+
+} // namespace toolprm

@@ -1,0 +1,350 @@
+#include "toolprm/matcher.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "automaton.h"
+#include "literals.h"
+
+namespace toolprm {
+
+// One accepted token; the tokens before it are its parents.
+struct Matcher::Node {
+  std::shared_ptr<const Node> parent;
+  const State *state = nullptr;
+  TokenId token = -1;
+  std::uint32_t tokens = 0;
+  std::string bytes; // what it wrote
+  std::uint32_t end = 0;
+  std::uint32_t boundary = 0;
+  std::uint32_t calls = 0;
+  bool in_call = false; // an argument of the current call is written
+  bool stopped = false;
+  std::vector<Step> steps;
+
+  ~Node() { // a long chain must not be released by recursion
+    std::shared_ptr<const Node> next = std::move(parent);
+    while (next && next.use_count() == 1) {
+      auto *node = const_cast<Node *>(next.get());
+      std::shared_ptr<const Node> above = std::move(node->parent);
+      next = std::move(above);
+    }
+  }
+};
+
+Matcher::Matcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const Vocabulary> vocabulary)
+    : grammar_(std::move(grammar)), vocabulary_(std::move(vocabulary)), pool_(grammar_->pool()) {
+  auto node = std::make_shared<Node>();
+  node->state = pool_->initial();
+  node_ = std::move(node);
+}
+
+namespace {
+
+// The key of the member that a step's text ends with; the text begins right after the step before. value: where the
+// member's value begins.
+std::string member_key(std::string_view text, bool first_of_call, std::uint32_t &value) {
+  std::size_t at = 0;
+  const auto skip = [&](const char *bytes) {
+    while (at < text.size() && std::strchr(bytes, text[at]))
+      ++at;
+    value = static_cast<std::uint32_t>(at);
+  };
+  if (first_of_call) { // skip what opens the arguments
+    at = text.find_first_of("{(");
+    at = at == std::string_view::npos ? 0 : at + 1;
+  }
+  skip(" ,\n\t\r");
+  if (at < text.size() && (text[at] == '"' || text[at] == '\'')) {
+    std::string key;
+    parse_string(text, at, key);
+    skip(" :\n\t\r");
+    return key;
+  }
+  const std::size_t start = at;
+  at = std::min(text.find('=', at), text.size());
+  const std::size_t end = at;
+  if (at < text.size())
+    ++at;
+  skip(" \n\t\r");
+  return std::string(text.substr(start, end - start));
+}
+
+std::string pointer_token(std::string_view key) {
+  std::string out;
+  for (char c : key)
+    out += c == '~' ? "~0" : c == '/' ? "~1" : std::string(1, c);
+  return out;
+}
+
+} // namespace
+
+bool Matcher::read(std::string_view bytes, bool stop, TokenId token, std::vector<Step> *steps) {
+  if (node_->stopped)
+    return false;
+  std::vector<Live> live, next;
+  for (const Config &c : node_->state->configs)
+    live.push_back({c, -1});
+  std::vector<Event> log;
+  std::uint32_t position = node_->end;
+  for (char b : bytes) {
+    next.clear();
+    for (const Live &l : live)
+      pool_->step(l, static_cast<std::uint8_t>(b), position, &log, next);
+    if (next.empty())
+      return false;
+    if (next.size() > 1) {
+      std::stable_sort(next.begin(), next.end(),
+                       [](const Live &x, const Live &y) { return x.config < y.config; });
+      next.erase(std::unique(next.begin(), next.end(),
+                             [](const Live &x, const Live &y) { return x.config == y.config; }),
+                 next.end());
+    }
+    live.swap(next);
+    ++position;
+  }
+  if (stop) {
+    next.clear();
+    for (const Live &l : live)
+      pool_->stop(l, position, &log, next);
+    if (next.empty())
+      return false;
+    live.swap(next);
+  }
+  auto node = std::make_shared<Node>();
+  std::vector<Config> configs;
+  if (!stop)
+    for (const Live &l : live)
+      configs.push_back(l.config);
+  node->state = pool_->intern(configs);
+  node->token = token;
+  node->tokens = node_->tokens + 1;
+  node->bytes.assign(bytes);
+  node->end = position;
+  node->boundary = node_->boundary;
+  node->calls = node_->calls;
+  node->in_call = node_->in_call;
+  node->stopped = stop;
+
+  // Where a step ends depends on the text alone, so all live configurations tell the same story.
+  std::vector<Event> ended;
+  for (std::int32_t e = live.front().events; e >= 0; e = log[static_cast<std::size_t>(e)].previous)
+    ended.push_back(log[static_cast<std::size_t>(e)]);
+  if (!ended.empty()) {
+    std::string written; // from the last boundary on
+    written.resize(position - node_->boundary);
+    std::copy(bytes.begin(), bytes.end(), written.end() - static_cast<std::ptrdiff_t>(bytes.size()));
+    for (const Node *n = node_.get(); n && n->end > node_->boundary; n = n->parent.get())
+      for (std::size_t i = n->bytes.size(), at = n->end; i-- > 0 && at-- > node_->boundary;)
+        written[at - node_->boundary] = n->bytes[i];
+    const bool calls = grammar_->program().calls;
+    for (auto e = ended.rbegin(); e != ended.rend(); ++e) {
+      Step step{e->kind, node->boundary, e->end, {}, written.substr(node->boundary - node_->boundary,
+                                                                    e->end - node->boundary), 0};
+      std::string call = calls ? "/" + std::to_string(node->calls) : "";
+      switch (e->kind) {
+      case StepKind::kFuncName:
+        step.path = call + "/name";
+        node->in_call = false;
+        break;
+      case StepKind::kArgValue:
+        step.path = call + (calls ? "/arguments/" : "/") + pointer_token(member_key(step.text, !node->in_call, step.value));
+        node->in_call = true;
+        break;
+      case StepKind::kParamFinish:
+        step.path = call + (calls ? "/arguments" : "");
+        break;
+      case StepKind::kFuncFinish:
+        step.path = call;
+        ++node->calls;
+        node->in_call = false;
+        break;
+      case StepKind::kTotalFinish:
+        break;
+      }
+      node->boundary = e->end;
+      node->steps.push_back(std::move(step));
+    }
+    if (steps)
+      steps->insert(steps->end(), node->steps.begin(), node->steps.end());
+  }
+  node->parent = node_;
+  node_ = std::move(node);
+  return true;
+}
+
+bool Matcher::accept(TokenId token, std::vector<Step> *steps) {
+  if (!vocabulary_->contains(token))
+    return false;
+  if (vocabulary_->is_stop(token))
+    return read({}, true, token, steps);
+  const std::string &bytes = vocabulary_->token(token);
+  return !bytes.empty() && read(bytes, false, token, steps);
+}
+
+bool Matcher::accept_bytes(std::string_view bytes, std::vector<Step> *steps) { return read(bytes, false, -1, steps); }
+
+bool Matcher::finish(std::vector<Step> *steps) { return read({}, true, -1, steps); }
+
+void Matcher::rollback(std::size_t count) {
+  if (count > node_->tokens)
+    throw std::out_of_range("rollback of " + std::to_string(count) + " tokens, only " +
+                            std::to_string(node_->tokens) + " were read");
+  for (; count > 0; --count)
+    node_ = node_->parent;
+}
+
+std::shared_ptr<const Mask> Matcher::mask() const { return pool_->mask(*node_->state, *vocabulary_); }
+
+void Matcher::fill_mask(std::int32_t *row) const {
+  auto mask = this->mask();
+  const std::size_t words = vocabulary_->words();
+  if (!mask->words.empty()) {
+    std::copy(mask->words.begin(), mask->words.end(), row);
+    return;
+  }
+  std::fill(row, row + words, 0);
+  for (TokenId id : mask->few)
+    row[id / 32] |= static_cast<std::int32_t>(1u << (id % 32));
+}
+
+std::string Matcher::forced_bytes(std::size_t limit) const {
+  std::string out;
+  const State *state = node_->state;
+  while (out.size() < limit) {
+    std::bitset<256> bytes;
+    if (pool_->allowed(*state, bytes) || bytes.count() != 1)
+      break;
+    std::size_t byte = bytes._Find_first();
+    out += static_cast<char>(byte);
+    state = pool_->advance(*state, static_cast<std::uint8_t>(byte));
+  }
+  return out;
+}
+
+std::vector<TokenId> Matcher::forced() const {
+  const std::string bytes = forced_bytes();
+  if (bytes.empty())
+    return {};
+  std::vector<TokenId> ids = vocabulary_->tokenize(bytes);
+  // States at the token starts near the end, and behind the run.
+  std::vector<std::size_t> starts;
+  std::size_t at = 0;
+  for (TokenId id : ids) {
+    starts.push_back(at);
+    at += vocabulary_->token(id).size();
+  }
+  std::size_t look = ids.size() > 4 ? ids.size() - 4 : 0;
+  const State *state = node_->state;
+  for (char b : bytes)
+    state = pool_->advance(*state, static_cast<std::uint8_t>(b));
+  const TokenTrie &trie = vocabulary_->trie();
+  for (std::size_t i = look; i < ids.size(); ++i) {
+    // Is there a legal token that begins with what is left of the run and goes beyond it?
+    std::uint32_t node = 0;
+    bool on = true;
+    for (std::size_t b = starts[i]; on && b < bytes.size(); ++b) {
+      std::uint32_t child = node + 1, end = trie.skip[node];
+      while (child < end && trie.byte[child] != static_cast<std::uint8_t>(bytes[b]))
+        child = trie.skip[child];
+      on = child < end;
+      node = child;
+    }
+    if (!on)
+      continue;
+    std::vector<const State *> path{state};
+    for (std::uint32_t n = node + 1; n < trie.skip[node];) {
+      std::size_t depth = static_cast<std::size_t>(trie.depth[n] - trie.depth[node]);
+      path.resize(depth);
+      const State *next = pool_->advance(*path.back(), trie.byte[n]);
+      if (!next) {
+        n = trie.skip[n];
+        continue;
+      }
+      if (trie.first_token[n] < trie.first_token[n + 1]) {
+        ids.resize(i);
+        return ids;
+      }
+      path.push_back(next);
+      ++n;
+    }
+  }
+  return ids;
+}
+
+std::uint32_t Matcher::closing_bytes() const { return pool_->cost(*node_->state); }
+
+std::string Matcher::closing() const {
+  std::string out;
+  const State *state = node_->state;
+  while (!pool_->complete(*state)) {
+    std::uint32_t cost = pool_->cost(*state);
+    std::bitset<256> bytes;
+    pool_->allowed(*state, bytes);
+    const State *best = nullptr;
+    std::uint32_t least = kInfinite;
+    std::size_t taken = 0;
+    for (std::size_t b = 0; b < 256; ++b) {
+      if (!bytes[b])
+        continue;
+      const State *next = pool_->advance(*state, static_cast<std::uint8_t>(b));
+      std::uint32_t after = next ? pool_->cost(*next) : kInfinite;
+      if (after < least) {
+        least = after;
+        best = next;
+        taken = b;
+        if (after + 1 == cost)
+          break;
+      }
+    }
+    if (!best || least >= cost)
+      throw std::logic_error("no way to close the text from here");
+    out += static_cast<char>(taken);
+    state = best;
+  }
+  return out;
+}
+
+bool Matcher::is_complete() const { return node_->stopped || pool_->complete(*node_->state); }
+bool Matcher::is_over() const {
+  std::bitset<256> bytes;
+  return node_->stopped || (pool_->allowed(*node_->state, bytes) && bytes.none());
+}
+bool Matcher::is_stopped() const { return node_->stopped; }
+const State *Matcher::state() const { return node_->state; }
+std::size_t Matcher::token_count() const { return node_->tokens; }
+std::uint32_t Matcher::text_bytes() const { return node_->end; }
+std::uint32_t Matcher::boundary() const { return node_->boundary; }
+
+std::string Matcher::text() const {
+  std::vector<const Node *> chain;
+  for (const Node *n = node_.get(); n; n = n->parent.get())
+    chain.push_back(n);
+  std::string out;
+  out.reserve(node_->end);
+  for (auto n = chain.rbegin(); n != chain.rend(); ++n)
+    out += (*n)->bytes;
+  return out;
+}
+
+std::vector<TokenId> Matcher::tokens() const {
+  std::vector<TokenId> out;
+  for (const Node *n = node_.get(); n; n = n->parent.get())
+    if (n->token >= 0)
+      out.push_back(n->token);
+  std::reverse(out.begin(), out.end());
+  return out;
+}
+
+std::vector<Step> Matcher::steps() const {
+  std::vector<const Node *> chain;
+  for (const Node *n = node_.get(); n; n = n->parent.get())
+    chain.push_back(n);
+  std::vector<Step> out;
+  for (auto n = chain.rbegin(); n != chain.rend(); ++n)
+    out.insert(out.end(), (*n)->steps.begin(), (*n)->steps.end());
+  return out;
+}
+
+} // namespace toolprm
