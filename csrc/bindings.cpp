@@ -1,0 +1,414 @@
+// The only file that knows Python: toolprm_decode._core.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "automaton.h"
+#include "toolprm/grammar.h"
+#include "toolprm/matcher.h"
+#include "toolprm/sampler.h"
+#include "toolprm/search.h"
+#include "toolprm/vocabulary.h"
+
+namespace py = pybind11;
+using namespace toolprm;
+
+namespace {
+
+// Bytes of a text to str; bytes that are not UTF-8 become surrogate escapes.
+py::str decode_utf8(const std::string &bytes) {
+  return py::reinterpret_steal<py::str>(
+      PyUnicode_DecodeUTF8(bytes.data(), static_cast<py::ssize_t>(bytes.size()), "surrogateescape"));
+}
+
+// A Python callable that C++ may call and drop from threads that do not hold the interpreter.
+Tokenize wrap_tokenize(const py::object &callable) {
+  if (callable.is_none())
+    return {};
+  auto held = std::shared_ptr<py::object>(new py::object(callable), [](py::object *object) {
+    py::gil_scoped_acquire gil;
+    delete object;
+  });
+  return [held](std::string_view bytes) {
+    py::gil_scoped_acquire gil;
+    return (*held)(py::bytes(bytes.data(), bytes.size())).cast<std::vector<TokenId>>();
+  };
+}
+
+void bind_grammar(py::module_ &m) {
+  py::register_exception<BudgetError>(m, "BudgetError", PyExc_RuntimeError);
+  py::register_exception<ImpossibleGrammar>(m, "ImpossibleGrammar", PyExc_ValueError);
+
+  py::class_<Dfa, std::shared_ptr<Dfa>>(m, "Dfa", "A byte automaton of a scalar: int32 [states, 256], bool [states].")
+      .def(py::init([](const py::array_t<std::int32_t, py::array::c_style | py::array::forcecast> &transitions,
+                       const py::array_t<std::uint8_t, py::array::c_style | py::array::forcecast> &accepting) {
+             return std::make_shared<Dfa>(
+                 std::span<const std::int32_t>(transitions.data(), static_cast<std::size_t>(transitions.size())),
+                 std::span<const std::uint8_t>(accepting.data(), static_cast<std::size_t>(accepting.size())));
+           }),
+           py::arg("transitions"), py::arg("accepting"))
+      .def_property_readonly("states", &Dfa::states);
+
+  py::class_<Vocabulary, std::shared_ptr<Vocabulary>>(m, "Vocabulary")
+      .def(
+          py::init([](const std::vector<py::bytes> &tokens, std::vector<TokenId> stop_ids, const py::object &tokenize) {
+            std::vector<std::string> bytes;
+            bytes.reserve(tokens.size());
+            for (const py::bytes &token : tokens)
+              bytes.emplace_back(std::string_view(token));
+            return std::make_shared<Vocabulary>(std::move(bytes), std::move(stop_ids), wrap_tokenize(tokenize));
+          }),
+          py::arg("tokens"), py::arg("stop_ids"), py::arg("tokenize") = py::none())
+      .def("__len__", &Vocabulary::size)
+      .def_property_readonly("words", &Vocabulary::words)
+      .def_property_readonly("stop_ids", &Vocabulary::stop_ids)
+      .def("token",
+           [](const Vocabulary &v, TokenId id) {
+             if (!v.contains(id))
+               throw py::index_error("token id " + std::to_string(id));
+             return py::bytes(v.token(id));
+           })
+      .def("tokenize", [](const Vocabulary &v, const py::bytes &bytes) {
+        std::string text = bytes;
+        py::gil_scoped_release release;
+        return v.tokenize(text);
+      });
+
+  py::class_<Grammar, std::shared_ptr<Grammar>>(m, "Grammar")
+      .def_property_readonly("instructions", &Grammar::instructions)
+      .def_property_readonly("shortest", &Grammar::shortest);
+
+  py::enum_<StepKind>(m, "StepKind")
+      .value("FUNC_NAME", StepKind::kFuncName)
+      .value("ARG_VALUE", StepKind::kArgValue)
+      .value("PARAM_FINISH", StepKind::kParamFinish)
+      .value("FUNC_FINISH", StepKind::kFuncFinish)
+      .value("TOTAL_FINISH", StepKind::kTotalFinish);
+
+  using DfaPtr = std::shared_ptr<Dfa>;
+  py::class_<GrammarBuilder>(m, "GrammarBuilder")
+      .def(py::init<std::size_t>(), py::arg("max_instructions") = 4'000'000)
+      .def("literal", [](GrammarBuilder &b, const py::bytes &bytes) { return b.literal(bytes); })
+      .def("scalar", [](GrammarBuilder &b, const DfaPtr &dfa) { return b.scalar(dfa); })
+      .def("repeat", [](GrammarBuilder &b, const DfaPtr &unit, std::uint32_t min,
+                        std::optional<std::uint32_t> max) { return b.repeat(unit, min, max.value_or(kUnbounded)); })
+      .def("sequence", &GrammarBuilder::sequence)
+      .def("choice", &GrammarBuilder::choice)
+      .def("names",
+           [](GrammarBuilder &b, const std::vector<std::pair<py::bytes, NodeId>> &entries) {
+             std::vector<std::pair<std::string, NodeId>> names;
+             for (const auto &[text, node] : entries)
+               names.emplace_back(std::string(std::string_view(text)), node);
+             return b.names(std::move(names));
+           })
+      .def(
+          "object",
+          [](GrammarBuilder &b, NodeId open, NodeId separator, NodeId close,
+             const std::vector<std::tuple<std::vector<py::bytes>, NodeId, bool>> &properties, const DfaPtr &other_key,
+             NodeId other_value, std::uint32_t min, std::optional<std::uint32_t> max, bool arguments) {
+            GrammarBuilder::Object object{
+                open, separator, close, {}, other_key, other_value, min, max.value_or(kUnbounded), arguments};
+            for (const auto &[spellings, value, required] : properties) {
+              GrammarBuilder::Property property{{}, value, required};
+              for (const py::bytes &spelling : spellings)
+                property.spellings.emplace_back(std::string_view(spelling));
+              object.properties.push_back(std::move(property));
+            }
+            return b.object(std::move(object));
+          },
+          py::arg("open"), py::arg("separator"), py::arg("close"), py::arg("properties"),
+          py::arg("other_key") = nullptr, py::arg("other_value") = -1, py::arg("min") = 0, py::arg("max") = py::none(),
+          py::arg("arguments") = false)
+      .def(
+          "array",
+          [](GrammarBuilder &b, NodeId open, NodeId separator, NodeId close, std::vector<NodeId> prefix, NodeId item,
+             std::uint32_t min, std::optional<std::uint32_t> max) {
+            return b.array({open, separator, close, std::move(prefix), item, min, max.value_or(kUnbounded)});
+          },
+          py::arg("open"), py::arg("separator"), py::arg("close"), py::arg("prefix"), py::arg("item") = -1,
+          py::arg("min") = 0, py::arg("max") = py::none())
+      .def("step", &GrammarBuilder::step, py::arg("kind"), py::arg("back") = 0)
+      .def("space", &GrammarBuilder::space)
+      .def("stop", &GrammarBuilder::stop)
+      .def("declare_rule", &GrammarBuilder::declare_rule)
+      .def("define_rule", &GrammarBuilder::define_rule)
+      .def("build", &GrammarBuilder::build, py::arg("root"), py::arg("calls"),
+           py::call_guard<py::gil_scoped_release>());
+
+  py::class_<Step>(m, "Step")
+      .def_property_readonly("kind", [](const Step &s) { return step_kind_name(s.kind); })
+      .def_readonly("start", &Step::start)
+      .def_readonly("end", &Step::end)
+      .def_property_readonly("path", [](const Step &s) { return decode_utf8(s.path); })
+      .def_property_readonly("text", [](const Step &s) { return decode_utf8(s.text); });
+
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  py::class_<Matcher>(m, "Matcher")
+      .def(py::init([](std::shared_ptr<Grammar> grammar, std::shared_ptr<Vocabulary> vocabulary) {
+        return Matcher(std::move(grammar), std::move(vocabulary));
+      }))
+      .def(
+          "accept",
+          [](Matcher &self, TokenId token) -> std::optional<std::vector<Step>> {
+            std::vector<Step> steps;
+            return self.accept(token, &steps) ? std::optional(std::move(steps)) : std::nullopt;
+          },
+          "The steps that the token completed, or None where it is illegal (the state is then unchanged).", released)
+      .def(
+          "accept_bytes",
+          [](Matcher &self, const std::string &bytes) -> std::optional<std::vector<Step>> {
+            std::vector<Step> steps;
+            return self.accept_bytes(bytes, &steps) ? std::optional(std::move(steps)) : std::nullopt;
+          },
+          released)
+      .def(
+          "finish",
+          [](Matcher &self) -> std::optional<std::vector<Step>> {
+            std::vector<Step> steps;
+            return self.finish(&steps) ? std::optional(std::move(steps)) : std::nullopt;
+          },
+          released)
+      .def("rollback", &Matcher::rollback)
+      .def("fork", [](const Matcher &self) { return Matcher(self); })
+      .def(
+          "fill_mask",
+          [](const Matcher &self, py::array_t<std::int32_t, py::array::c_style> row) {
+            if (row.ndim() != 1 || static_cast<std::size_t>(row.size()) < self.vocabulary().words())
+              throw py::value_error("the mask row must be one-dimensional int32 with at least " +
+                                    std::to_string(self.vocabulary().words()) + " words");
+            std::int32_t *words = row.mutable_data();
+            const auto size = static_cast<std::size_t>(row.size());
+            py::gil_scoped_release release;
+            std::fill(words + self.vocabulary().words(), words + size, 0);
+            self.fill_mask(words);
+          },
+          py::arg("row").noconvert())
+      .def("forced", &Matcher::forced, released)
+      .def("forced_bytes", [](const Matcher &self) { return py::bytes(self.forced_bytes()); })
+      .def("closing", [](const Matcher &self) { return py::bytes(self.closing()); })
+      .def_property_readonly("closing_bytes", &Matcher::closing_bytes)
+      .def_property_readonly("is_complete", &Matcher::is_complete)
+      .def_property_readonly("is_stopped", &Matcher::is_stopped)
+      .def_property_readonly("text", [](const Matcher &self) { return py::bytes(self.text()); })
+      .def_property_readonly("tokens", &Matcher::tokens)
+      .def_property_readonly("steps", &Matcher::steps)
+      .def_property_readonly("state_key",
+                             [](const Matcher &self) { return reinterpret_cast<std::uintptr_t>(self.state()); });
+
+  m.def("canonical_value", [](const std::string &text) { return py::bytes(canonical_value(text)); });
+}
+
+template <class T> py::array_t<T> to_array(const std::vector<T> &values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+template <class T> std::span<const T> to_span(const py::array_t<T, py::array::c_style | py::array::forcecast> &array) {
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+using Tokens = py::array_t<TokenId, py::array::c_style | py::array::forcecast>;
+using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
+// Draws the samples that a DECODE plan wants from logits, float32 [outputs, at least the vocabulary].
+py::tuple sample_plan(const Plan &plan, const py::array_t<float, py::array::c_style> &logits) {
+  if (logits.ndim() != 2 || static_cast<std::size_t>(logits.shape(0)) != plan.draws.size())
+    throw py::value_error("logits must be [" + std::to_string(plan.draws.size()) + ", vocabulary]");
+  const auto width = static_cast<std::size_t>(logits.shape(1));
+  for (const auto &mask : plan.masks)
+    if ((mask->words.empty() ? 0 : (mask->words.size() - 1) * 32) >= width)
+      throw py::value_error("the logits have fewer entries than the vocabulary");
+  py::array_t<TokenId> tokens(static_cast<py::ssize_t>(plan.uniforms.size()));
+  py::array_t<double> logprobs(static_cast<py::ssize_t>(plan.uniforms.size()));
+  TokenId *token = tokens.mutable_data();
+  double *logprob = logprobs.mutable_data();
+  const float *row = logits.data();
+  {
+    py::gil_scoped_release release;
+    std::size_t at = 0;
+    for (std::size_t output = 0; output < plan.draws.size(); ++output) {
+      const auto draws = static_cast<std::size_t>(plan.draws[output]);
+      sample({row + output * width, width}, *plan.masks[static_cast<std::size_t>(plan.mask_index[output])],
+             plan.temperatures[output], std::span(plan.uniforms).subspan(at, draws), token + at, logprob + at);
+      at += draws;
+    }
+  }
+  return py::make_tuple(tokens, logprobs);
+}
+
+void bind_search(py::module_ &m) {
+  py::enum_<Strategy>(m, "Strategy")
+      .value("GREEDY", Strategy::kGreedy)
+      .value("SAMPLE", Strategy::kSample)
+      .value("STEP_BEAM", Strategy::kStepBeam);
+  py::enum_<Aggregate>(m, "Aggregate")
+      .value("LAST", Aggregate::kLast)
+      .value("MIN", Aggregate::kMin)
+      .value("PRODUCT", Aggregate::kProduct)
+      .value("MEAN", Aggregate::kMean);
+  py::enum_<Scoring>(m, "Scoring")
+      .value("NONE", Scoring::kNone)
+      .value("MODEL", Scoring::kModel)
+      .value("EXTERNAL", Scoring::kExternal);
+  py::enum_<PlanKind>(m, "PlanKind")
+      .value("DECODE", PlanKind::kDecode)
+      .value("SCORE", PlanKind::kScore)
+      .value("DONE", PlanKind::kDone);
+
+  py::class_<SearchOptions>(m, "SearchOptions")
+      .def(py::init<>())
+      .def_readwrite("strategy", &SearchOptions::strategy)
+      .def_readwrite("beams", &SearchOptions::beams)
+      .def_readwrite("width", &SearchOptions::width)
+      .def_readwrite("temperature", &SearchOptions::temperature)
+      .def_readwrite("aggregate", &SearchOptions::aggregate)
+      .def_readwrite("policy_weight", &SearchOptions::policy_weight)
+      .def_readwrite("seed", &SearchOptions::seed)
+      .def_readwrite("max_tokens", &SearchOptions::max_tokens)
+      .def_readwrite("forced_runs", &SearchOptions::forced_runs);
+
+  py::class_<RewardFormat, std::shared_ptr<RewardFormat>>(m, "RewardFormat")
+      .def(py::init([](const py::object &tokenize, const std::array<std::vector<TokenId>, 5> &tags) {
+             return std::make_shared<RewardFormat>(RewardFormat{wrap_tokenize(tokenize), tags});
+           }),
+           py::arg("tokenize"), py::arg("tags"), "tags: token ids of each kind's tag, in the order of StepKind.");
+
+  py::class_<Plan>(m, "Plan")
+      .def_readonly("kind", &Plan::kind)
+      .def_property_readonly("tokens", [](const Plan &p) { return to_array(p.tokens); })
+      .def_property_readonly("positions", [](const Plan &p) { return to_array(p.positions); })
+      .def_property_readonly("rows", [](const Plan &p) { return to_array(p.rows); })
+      .def_property_readonly("slots", [](const Plan &p) { return to_array(p.slots); })
+      .def_property_readonly("prefixes", [](const Plan &p) { return to_array(p.prefixes); })
+      .def_property_readonly("lengths", [](const Plan &p) { return to_array(p.lengths); })
+      .def_property_readonly("block_tables",
+                             [](const Plan &p) {
+                               return py::array_t<std::int32_t>({static_cast<py::ssize_t>(p.lengths.size()),
+                                                                 static_cast<py::ssize_t>(p.table_width)},
+                                                                p.block_tables.data());
+                             })
+      .def_property_readonly("outputs", [](const Plan &p) { return to_array(p.outputs); })
+      .def_property_readonly("copies",
+                             [](const Plan &p) {
+                               py::array_t<std::int32_t> out(
+                                   {static_cast<py::ssize_t>(p.copies.size()), py::ssize_t{3}});
+                               auto rows = out.mutable_unchecked<2>();
+                               for (std::size_t i = 0; i < p.copies.size(); ++i) {
+                                 const auto at = static_cast<py::ssize_t>(i);
+                                 rows(at, 0) = p.copies[i].source;
+                                 rows(at, 1) = p.copies[i].target;
+                                 rows(at, 2) = p.copies[i].count;
+                               }
+                               return out;
+                             })
+      .def_readonly("blocks", &Plan::blocks)
+      .def_property_readonly(
+          "masks",
+          [](const Plan &p) {
+            std::size_t words = 0;
+            for (const auto &mask : p.masks)
+              words = std::max({words, mask->words.size(),
+                                mask->few.empty() ? 0 : static_cast<std::size_t>(mask->few.back()) / 32 + 1});
+            py::array_t<std::int32_t> out({static_cast<py::ssize_t>(p.masks.size()), static_cast<py::ssize_t>(words)});
+            std::int32_t *row = out.mutable_data();
+            std::fill(row, row + p.masks.size() * words, 0);
+            for (const auto &mask : p.masks) {
+              std::copy(mask->words.begin(), mask->words.end(), row);
+              for (TokenId id : mask->few)
+                row[id / 32] |= static_cast<std::int32_t>(1u << (id % 32));
+              row += words;
+            }
+            return out;
+          })
+      .def_property_readonly("mask_index", [](const Plan &p) { return to_array(p.mask_index); })
+      .def_property_readonly("draws", [](const Plan &p) { return to_array(p.draws); })
+      .def_property_readonly("temperatures", [](const Plan &p) { return to_array(p.temperatures); })
+      .def_property_readonly("uniforms", [](const Plan &p) { return to_array(p.uniforms); })
+      .def_readonly("requests", &Plan::requests)
+      .def_readonly("prefixes_to_score", &Plan::prefixes_to_score);
+
+  py::class_<ScoredStep>(m, "ScoredStep")
+      .def_readonly("step", &ScoredStep::step)
+      .def_readonly("score", &ScoredStep::score)
+      .def_readonly("logprob", &ScoredStep::logprob);
+  py::class_<TreeNode>(m, "TreeNode")
+      .def_readonly("parent", &TreeNode::parent)
+      .def_readonly("steps", &TreeNode::steps)
+      .def_readonly("rank", &TreeNode::rank)
+      .def_readonly("multiplicity", &TreeNode::multiplicity)
+      .def_readonly("kept", &TreeNode::kept)
+      .def_readonly("finished", &TreeNode::finished)
+      .def_readonly("closed", &TreeNode::closed);
+  py::class_<Answer>(m, "Answer")
+      .def_property_readonly("text", [](const Answer &a) { return py::bytes(a.text); })
+      .def_readonly("tokens", &Answer::tokens)
+      .def_readonly("steps", &Answer::steps)
+      .def_readonly("rank", &Answer::rank)
+      .def_readonly("score", &Answer::score)
+      .def_readonly("logprob", &Answer::logprob)
+      .def_readonly("multiplicity", &Answer::multiplicity)
+      .def_readonly("closed", &Answer::closed)
+      .def_readonly("node", &Answer::node);
+  py::class_<SearchStats>(m, "SearchStats")
+      .def_readonly("policy_tokens", &SearchStats::policy_tokens)
+      .def_readonly("reward_tokens", &SearchStats::reward_tokens)
+      .def_readonly("forced_tokens", &SearchStats::forced_tokens)
+      .def_readonly("candidates", &SearchStats::candidates)
+      .def_readonly("distinct_candidates", &SearchStats::distinct_candidates)
+      .def_readonly("masks", &SearchStats::masks)
+      .def_readonly("rounds", &SearchStats::rounds)
+      .def_readonly("forward_passes", &SearchStats::forward_passes);
+  py::class_<Result>(m, "Result")
+      .def_readonly("answers", &Result::answers)
+      .def_readonly("tree", &Result::tree)
+      .def_readonly("stats", &Result::stats);
+
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  py::class_<Search>(m, "Search")
+      .def(py::init<std::int32_t>(), py::arg("block_size") = 16)
+      .def(
+          "add",
+          [](Search &self, const Matcher &matcher, const SearchOptions &options, std::int32_t policy_prefix,
+             std::int32_t policy_length, TokenId last_token, Scoring scoring, std::int32_t reward_prefix,
+             std::int32_t reward_length, std::shared_ptr<RewardFormat> reward) {
+            py::gil_scoped_release release;
+            return self.add(Request{matcher, options, scoring, policy_prefix, policy_length, last_token, reward_prefix,
+                                    reward_length, std::move(reward)});
+          },
+          py::arg("matcher"), py::arg("options"), py::arg("policy_prefix"), py::arg("policy_length"),
+          py::arg("last_token"), py::arg("scoring") = Scoring::kNone, py::arg("reward_prefix") = 0,
+          py::arg("reward_length") = 0, py::arg("reward") = nullptr)
+      .def("cancel", &Search::cancel)
+      .def("finished", &Search::finished)
+      .def("take", &Search::take)
+      .def("plan", &Search::plan, py::return_value_policy::reference_internal, released)
+      .def("commit_tokens",
+           [](Search &self, const Tokens &tokens, const Doubles &logprobs) {
+             auto t = to_span(tokens);
+             auto l = to_span(logprobs);
+             py::gil_scoped_release release;
+             self.commit_tokens(t, l);
+           })
+      .def("commit_scores",
+           [](Search &self, const Doubles &scores) {
+             auto s = to_span(scores);
+             py::gil_scoped_release release;
+             self.commit_scores(s);
+           })
+      .def_property_readonly("blocks_in_use", [](const Search &s) {
+        return std::make_pair(s.policy_pool().in_use(), s.reward_pool().in_use());
+      });
+
+  m.def("sample_plan", &sample_plan, py::arg("plan"), py::arg("logits").noconvert(),
+        "The draws of a DECODE plan: (int32 tokens, float64 log-probabilities), one a sample.");
+  m.def("uniform", &uniform, py::arg("seed"), py::arg("candidate"), py::arg("position"), py::arg("round"),
+        "The uniform number in [0, 1) that a draw uses.");
+}
+
+} // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled core: vocabulary, grammar, matcher, block pool and search.";
+  bind_grammar(m);
+  bind_search(m);
+}
