@@ -1,0 +1,334 @@
+"""CallGrammar: the texts that are legal calls of a tool set in a format; Matcher: one text on its way through it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from toolprm_decode import _core
+from toolprm_decode.errors import BudgetExceeded, FormatError, RequestError, ToolSchemaError
+from toolprm_decode.formats import Format, get_format
+from toolprm_decode.grammar.schema import Impossible, Schema, SchemaCompiler, Style, spellings
+from toolprm_decode.grammar.vocabulary import load_tokenizer, vocabulary
+from toolprm_decode.tools import Tool, read_tools
+
+MAX_INSTRUCTIONS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decision of an answer.
+
+    Attributes:
+        kind: FUNC_NAME, ARG_VALUE, PARAM_FINISH, FUNC_FINISH or TOTAL_FINISH.
+        text: what the step wrote; the texts of all steps lie end to end.
+        start, end: byte offsets into the answer's UTF-8 text.
+        path: JSON pointer into the list of calls, such as /0/arguments/city; "" for the whole list.
+        score: the reward model's score in [0, 1], or None.
+        logprob: natural log-probability of the step's tokens under the policy at temperature 1, among the legal
+            tokens; None where no policy wrote it.
+    """
+
+    kind: str
+    text: str
+    start: int
+    end: int
+    path: str
+    score: float | None = None
+    logprob: float | None = None
+
+
+def _steps(core: Sequence[_core.Step]) -> list[Step]:
+    return [Step(s.kind, s.text, s.start, s.end, s.path) for s in core]
+
+
+class CallGrammar:
+    """The legal answers of a tool set in a call format. Immutable; share it between threads and requests.
+
+    Args:
+        tools: tools in any dialect that read_tools() takes.
+        tokenizer: a fast tokenizer (transformers or tokenizers), its folder or hub id, or a tokenizer.json file.
+        format: a format's name, a Format, or "auto" (by the tokenizer's chat template).
+        max_calls: most calls of an answer; None: any number.
+        allow_no_call: the empty list of calls is legal.
+        flexible_whitespace: any white space between the parts, instead of json.dumps' own.
+        stop_ids: tokens that end an answer; default: the tokenizer's end-of-sequence token.
+        max_instructions: compile budget, in instructions of the automaton (about one a byte of literal text).
+
+    Raises:
+        ToolSchemaError: a tool is malformed or impossible; UnsupportedSchemaError: it uses a keyword that cannot be
+            enforced; both name tool, JSON pointer and keyword.
+        FormatError: unknown format, or a name the format cannot write.
+        TokenizerError: the bytes of the tokens cannot be recovered.
+        BudgetExceeded: the grammar outgrows max_instructions, or a scalar its own budget of states.
+    """
+
+    def __init__(
+        self,
+        tools: Any,
+        tokenizer: Any,
+        format: str | Format = "auto",
+        *,
+        max_calls: int | None = None,
+        allow_no_call: bool = True,
+        flexible_whitespace: bool = False,
+        stop_ids: Sequence[int] | None = None,
+        max_instructions: int = MAX_INSTRUCTIONS,
+    ):
+        tokenizer = load_tokenizer(tokenizer)
+        self.tools: list[Tool] = read_tools(tools)
+        self.format: Format | None = get_format(format, _chat_template(tokenizer))
+        if max_calls is not None and max_calls < 1:
+            raise RequestError(f"max_calls must be 1 or more, not {max_calls}")
+        if not self.tools and not allow_no_call:
+            raise ToolSchemaError("there is no tool to call: give tools, or allow an answer without calls")
+        self._vocabulary = vocabulary(tokenizer, stop_ids)
+        compile_ = _CallCompiler(self.format, max_calls, allow_no_call, flexible_whitespace, max_instructions)
+        self._grammar = compile_(self.tools)
+
+    @classmethod
+    def for_schema(
+        cls,
+        schema: Schema,
+        tokenizer: Any,
+        *,
+        flexible_whitespace: bool = False,
+        stop_ids: Sequence[int] | None = None,
+        max_instructions: int = MAX_INSTRUCTIONS,
+    ) -> CallGrammar:
+        """The grammar of one JSON value instead of calls, by JSON Schema's own rules for additional properties.
+
+        A member of an object at the root is an ARG_VALUE step, the end of the value TOTAL_FINISH; paths point into
+        the value.
+        """
+        self = cls.__new__(cls)
+        self.tools, self.format = [], None
+        self._vocabulary = vocabulary(load_tokenizer(tokenizer), stop_ids)
+        builder = _core.GrammarBuilder(max_instructions)
+
+        def build() -> _core.Grammar:
+            compiler = SchemaCompiler(builder, schema, flexible=flexible_whitespace)
+            value = compiler.value(schema, arguments=True)
+            space = [builder.space()] if flexible_whitespace else []
+            finish = builder.step(_core.StepKind.TOTAL_FINISH)
+            return builder.build(builder.sequence([*space, value, *space, builder.stop(), finish]), calls=False)
+
+        self._grammar = _translate(build, None)
+        return self
+
+    def matcher(self) -> Matcher:
+        """A matcher at the start of an answer."""
+        return Matcher(_core.Matcher(self._grammar, self._vocabulary))
+
+    def accepts(self, text: str | bytes) -> bool:
+        """Whether the whole text is a legal answer. Raises RequestError for invalid UTF-8."""
+        matcher = _core.Matcher(self._grammar, self._vocabulary)
+        return matcher.accept_bytes(_utf8(text)) is not None and bool(matcher.is_complete)
+
+    def steps(self, text: str | bytes) -> list[Step]:
+        """The steps of a legal answer. Raises FormatError, with the byte where it leaves the grammar."""
+        matcher = _core.Matcher(self._grammar, self._vocabulary)
+        data = _utf8(text)
+        steps = matcher.accept_bytes(data)
+        if steps is None:
+            at = next(i for i in range(len(data)) if matcher.accept_bytes(data[i : i + 1]) is None)
+            raise FormatError(f"not a legal answer: byte {at}, {data[at : at + 20]!r}, after {data[:at][-40:]!r}")
+        last = matcher.finish()
+        if last is None:
+            raise FormatError(f"not a legal answer: it ends early, after {data[-40:]!r}")
+        return _steps([*steps, *last])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids; a mask row has ceil(vocabulary_size / 32) words."""
+        return len(self._vocabulary)
+
+
+class Matcher:
+    """One answer on its way through the grammar. Fork and rollback cost a pointer. Not thread-safe itself."""
+
+    def __init__(self, core: _core.Matcher):
+        self._core = core
+
+    def fill_mask(self, row: npt.NDArray[np.int32]) -> None:
+        """Writes the legal tokens into `row`, int32 [>= ceil(vocabulary / 32)], bit = legal; further words are 0."""
+        self._core.fill_mask(row)
+
+    def accept(self, token_id: int) -> list[Step]:
+        """Reads a token; returns the steps it completed. An illegal one is a ValueError and changes nothing."""
+        steps = self._core.accept(token_id)
+        if steps is None:
+            raise ValueError(f"token {token_id} is not legal after {self._core.text[-40:]!r}")
+        return _steps(steps)
+
+    def forced(self) -> list[int]:
+        """The tokens of the only text that can follow, in canonical tokenisation; [] where there is a choice."""
+        return list(self._core.forced())
+
+    def fork(self) -> Matcher:
+        """An independent copy, at the cost of a pointer."""
+        return Matcher(self._core.fork())
+
+    def rollback(self, tokens: int = 1) -> None:
+        """Takes the last tokens back. IndexError when there are fewer."""
+        self._core.rollback(tokens)
+
+    @property
+    def core(self) -> _core.Matcher:
+        """The core's matcher, for a core search."""
+        return self._core
+
+    @property
+    def is_complete(self) -> bool:
+        """The answer may end here."""
+        return bool(self._core.is_complete)
+
+    @property
+    def is_stopped(self) -> bool:
+        """A stop token was read."""
+        return bool(self._core.is_stopped)
+
+    @property
+    def text(self) -> str:
+        """What was written so far; bytes of an unfinished character are replaced."""
+        return bytes(self._core.text).decode(errors="replace")
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens read so far."""
+        return list(self._core.tokens)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps completed so far."""
+        return _steps(self._core.steps)
+
+
+class _CallCompiler:
+    """Builds the grammar of a list of calls."""
+
+    def __init__(
+        self, format: Format, max_calls: int | None, allow_no_call: bool, flexible: bool, max_instructions: int
+    ):
+        self.format, self.flexible = format, flexible
+        self.max_calls, self.allow_no_call, self.max_instructions = max_calls, allow_no_call, max_instructions
+
+    def __call__(self, tools: Sequence[Tool]) -> _core.Grammar:
+        try:
+            return _translate(lambda: self._build(tools), None)
+        except Impossible as error:
+            if error.tool is None:  # the core does not know tools: find the one at fault
+                for tool in tools:
+                    _translate(lambda tool=tool: self._build([tool]), tool.name)
+            raise
+
+    def _build(self, tools: Sequence[Tool]) -> _core.Grammar:
+        form, b = self.format, _core.GrammarBuilder(self.max_instructions)
+        calls = b.array(
+            self._literal(b, form.begin),
+            self._literal(b, form.separator),
+            self._literal(b, form.list_close),
+            [],
+            self._call(b, tools) if tools else -1,
+            min=0 if self.allow_no_call else 1,
+            max=self.max_calls if tools else 0,
+        )
+        total = b.step(_core.StepKind.TOTAL_FINISH)
+        end = [self._literal(b, form.end), *self._space(b), b.stop()]
+        return b.build(b.sequence([calls, total, *end] if form.list_close else [calls, *end, total]), calls=True)
+
+    def _call(self, b: _core.GrammarBuilder, tools: Sequence[Tool]) -> int:
+        form, kinds = self.format, _core.StepKind
+        names: list[tuple[bytes, int]] = []
+        for tool in tools:
+            style: Style = "python" if form.pythonic else "json"
+            compiler = SchemaCompiler(
+                b, tool.parameters, tool=tool.name, style=style, flexible=self.flexible, closed=True
+            )
+            schema = _object_schema(tool.parameters)
+            finish = b.step(kinds.PARAM_FINISH)
+            if form.pythonic:
+                written = [f"{tool.name}(".encode()]
+                # The name ends before the parenthesis; the one that closes the arguments closes the call too.
+                parts = [b.step(kinds.FUNC_NAME, 1), compiler.keywords(schema), finish, b.step(kinds.FUNC_FINISH)]
+            else:
+                written = spellings(tool.name)
+                parts = [b.step(kinds.FUNC_NAME), self._literal(b, form.arguments_open), *self._space(b)]
+                parts += [compiler.value(schema, arguments=True), finish]
+                parts += [self._literal(b, form.call_close), b.step(kinds.FUNC_FINISH)]
+                parts += [self._literal(b, form.call_end)]
+            node = b.sequence(parts)
+            names += [(text, node) for text in written]
+        return b.sequence([self._literal(b, "" if form.pythonic else form.name_open), *self._space(b), b.names(names)])
+
+    def _literal(self, b: _core.GrammarBuilder, text: str) -> int:
+        """A literal of the format; in the flexible mode with any white space before each of its tokens.
+
+        None is allowed after the last one: what follows brings its own, and a step that ends with it ends there.
+        """
+        if not self.flexible:
+            return b.literal(text.encode())
+        parts: list[int] = []
+        for token in _FORMAT_TOKEN.findall(text):
+            parts += [b.space(), b.literal(token.encode())]
+        return b.sequence(parts)
+
+    def _space(self, b: _core.GrammarBuilder) -> list[int]:
+        return [b.space()] if self.flexible else []
+
+
+# Quoted names, punctuation of JSON and Python, and whatever else holds together (tags, fences).
+_FORMAT_TOKEN = re.compile(r'"[^"]*"|[{}\[\]():,;]|[^\s{}\[\]():,;"]+')
+
+
+def _object_schema(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a call's arguments: an object, closed unless it says otherwise."""
+    if "properties" not in parameters and "additionalProperties" not in parameters and "$ref" not in parameters:
+        if not {"anyOf", "oneOf", "allOf"} & set(parameters):
+            return {**parameters, "properties": {}, "additionalProperties": False}
+    if parameters.get("properties") == {} and "additionalProperties" not in parameters:
+        return {**parameters, "additionalProperties": False}
+    return parameters
+
+
+def _translate(build: Callable[[], _core.Grammar], tool: str | None) -> _core.Grammar:
+    """Errors of the core as errors of the package."""
+    try:
+        grammar: _core.Grammar = build()
+    except _core.BudgetError as error:
+        raise BudgetExceeded(f"{error}: use fewer or smaller tools, or raise max_instructions") from error
+    except _core.ImpossibleGrammar as error:
+        raise Impossible(str(error), tool=tool, keyword="$ref") from error  # nothing else is found so late
+    except RecursionError:
+        raise ToolSchemaError("schemas are nested too deep", tool=tool) from None
+    except ValueError as error:
+        if isinstance(error, ToolSchemaError | FormatError):
+            raise
+        raise FormatError(str(error)) from error
+    return grammar
+
+
+def _chat_template(tokenizer: Any) -> str | None:
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("tool_use") or template.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _utf8(text: str | bytes) -> bytes:
+    try:
+        if isinstance(text, str):
+            return text.encode()
+        text.decode()
+        return bytes(text)
+    except UnicodeError as error:
+        _refuse_text(error)
+
+
+def _refuse_text(error: UnicodeError) -> NoReturn:
+    raise RequestError(f"the text is not valid Unicode: {error}") from error
