@@ -1,0 +1,241 @@
+"""Runs a transformers model under an attention of our choice, and only the wanted rows of its head.
+
+The model stays the user's: its attention implementation and its training flags are changed for the length of a call
+and put back, under a lock that every engine on the same configuration shares.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from toolprm_decode.engine.attention import NAME, Pass
+from toolprm_decode.errors import RequestError
+
+
+class _Lock:
+    """A re-entrant lock that weak references can hold."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+# By id of the configuration: two models may share one, and the attention implementation is read from it. A runner
+# holds its configurations, so an id cannot be taken by another object while its lock is alive.
+_LOCKS: WeakValueDictionary[int, _Lock] = WeakValueDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+def configs_of(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Every configuration object that a module of `model` reads, parents before their parts."""
+    found: dict[int, PreTrainedConfig] = {}
+    queue: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    while queue:
+        config = queue.pop(0)
+        if isinstance(config, PreTrainedConfig) and id(config) not in found:
+            found[id(config)] = config
+            queue.extend(getattr(config, name, None) for name in config.sub_configs)
+    return list(found.values())
+
+
+class ModelRunner:
+    """A model, its lock, and the way its logits are made.
+
+    Args:
+        model: a causal language model of transformers.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        self.text_config: PreTrainedConfig = model.config.get_text_config(decoder=True)
+        self.head: nn.Module = model.get_output_embeddings()
+        self.vocab_size = int(getattr(self.head, "out_features", None) or self.text_config.vocab_size)
+        self.device: torch.device = model.device
+        self._configs = configs_of(model)
+        with _LOCKS_GUARD:
+            self._locks = [_LOCKS.setdefault(i, _Lock()) for i in sorted(map(id, self._configs))]
+        self._direct = False  # hidden states, then our own reading of the head; else the model's whole forward
+        self._keep = False  # the model's forward takes the indices of the wanted positions as logits_to_keep
+        self._scale = 1.0
+        self._softcap: float | None = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other engine on this model, or on one that shares its configuration, out."""
+        with ExitStack() as stack:
+            for lock in self._locks:
+                stack.enter_context(lock)
+            yield
+
+    @contextmanager
+    def switched(self, attention: str | None) -> Iterator[None]:
+        """The model in inference mode and evaluation, under `attention` (None: its own), and put back afterwards."""
+        with self.locked():
+            own = [config._attn_implementation for config in self._configs]
+            training = [module for module in self.model.modules() if module.training]
+            try:
+                for module in training:
+                    module.training = False
+                if attention is not None:
+                    for config in self._configs:
+                        config._attn_implementation = attention
+                with torch.inference_mode():
+                    yield
+            finally:
+                for module in training:
+                    module.training = True
+                if attention is not None:
+                    for config, name in zip(self._configs, own, strict=True):
+                        config._attn_implementation = name
+
+    def run(
+        self,
+        tokens: Sequence[int] | np.ndarray,
+        positions: np.ndarray,
+        context: Pass,
+        outputs: np.ndarray | None = None,
+        vocab_ids: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """One forward pass over T flattened tokens.
+
+        Args:
+            tokens: [T] ids; positions: [T] absolute positions.
+            context: what the attention reads and writes.
+            outputs: [L] indices of the tokens whose logits are wanted; None for none.
+            vocab_ids: ids whose logits are wanted; None for all.
+
+        Returns:
+            float32 [L, vocabulary] or [L, len(vocab_ids)].
+        """
+        outputs = np.empty(0, np.int64) if outputs is None else np.asarray(outputs, np.int64)
+        where = torch.from_numpy(outputs).to(self.device)
+        ids = torch.from_numpy(np.asarray(tokens, np.int64))[None].to(self.device)
+        at = torch.from_numpy(np.asarray(positions, np.int64))[None].to(self.device)
+        wanted = self._wanted(vocab_ids)
+        model: nn.Module = self.model.base_model if self._direct else self.model
+        options: dict[str, Any] = {"position_ids": at, "use_cache": False, "toolprm": context}
+        if self._keep and not self._direct:
+            options["logits_to_keep"] = where if len(outputs) else where.new_zeros(1)
+        with self.switched(NAME):
+            result = model(input_ids=ids, **options)[0][0]
+        if not len(outputs):
+            return torch.empty(0, self.vocab_size if wanted is None else len(wanted))
+        with torch.no_grad():  # not inference mode: the caller may write into the logits
+            if self._direct:
+                return self._logits(result[where.to(result.device)], wanted)
+            logits = result if self._keep else result[where.to(result.device)]
+            return logits.float().clone() if wanted is None else logits[:, wanted.to(logits.device)].float()
+
+    def own_logits(self, tokens: Sequence[int], **options: Any) -> torch.Tensor:
+        """The model's own forward over one sequence, with its own attention: float32 [T, vocabulary]."""
+        ids = torch.tensor([list(tokens)], device=self.device)
+        at = torch.arange(len(tokens), device=self.device)[None]
+        with self.switched(None):
+            return self.model(input_ids=ids, position_ids=at, use_cache=False, **options).logits[0].float()
+
+    def calibrate(self, tokens: Sequence[int]) -> None:
+        """Learn how the model's forward turns hidden states into logits, on a few `tokens`.
+
+        Hidden states times the head, then a scale and a soft cap named in the configuration, are compared with the
+        model's own logits twice: as they are, and with the hidden states scaled up, so that a soft cap shows. Where
+        nothing fits, the model's own forward stays in use.
+        """
+        self._direct = self._keep = False
+        backbone = self.model.base_model
+        if backbone is not self.model:
+            scales = [1.0]
+            for name, power in (("logit_scale", 1), ("logits_scaling", -1), ("logits_scaling", 1)):
+                factor = getattr(self.text_config, name, None)
+                if isinstance(factor, (int, float)) and factor:
+                    scales.append(float(factor) ** power)
+            caps = [None, getattr(self.text_config, "final_logit_softcapping", None)]
+            observed = self._observe(tokens, 1.0)
+            if observed is not None:
+                largest = self._logits(observed[0], None, plain=True).abs().max().item()
+                enlarged = self._observe(tokens, 100.0 / max(largest, 1e-6))
+                for self._scale, self._softcap in [(scale, cap) for scale in scales for cap in caps]:
+                    if enlarged and all(self._agrees(self._logits(h, None), own) for h, own in (observed, enlarged)):
+                        self._direct = True
+                        return
+        self._scale, self._softcap = 1.0, None
+        where = torch.tensor([1], device=self.device)
+        try:
+            kept = self.own_logits(tokens, logits_to_keep=where)
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return  # the forward does not know the argument, or only as a count
+        self._keep = kept.shape[0] == 1 and self._agrees(kept[0], self.own_logits(tokens)[1])
+
+    def tolerance(self, own: torch.Tensor) -> float:
+        """How far logits may lie from the model's `own` and still be the same."""
+        relative = 1e-4 if self.model.dtype in (torch.float32, torch.float64) else 2e-2
+        return relative * max(1.0, own.abs().max().item())
+
+    def _agrees(self, ours: torch.Tensor, own: torch.Tensor) -> bool:
+        return ours.shape == own.shape and (ours.to(own.device) - own).abs().max().item() <= self.tolerance(own)
+
+    def _observe(self, tokens: Sequence[int], factor: float) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Hidden states [T, hidden] times `factor`, and the model's logits made from them; None where unseen."""
+        seen: list[torch.Tensor] = []
+
+        def enlarge(_: nn.Module, __: Any, output: Any) -> Any:
+            hidden = output[0] * factor
+            seen.append(hidden[0])
+            if isinstance(output, tuple):
+                return (hidden, *output[1:])
+            output.last_hidden_state = hidden
+            return output
+
+        with self.locked():
+            hook = self.model.base_model.register_forward_hook(enlarge)
+            try:
+                own = self.own_logits(tokens)
+            finally:
+                hook.remove()
+        if len(seen) != 1 or seen[0].ndim != 2 or seen[0].shape[-1] != getattr(self.head, "in_features", -1):
+            return None
+        return seen[0], own
+
+    def _logits(self, hidden: torch.Tensor, wanted: torch.Tensor | None, *, plain: bool = False) -> torch.Tensor:
+        """float32 logits [L, vocabulary or wanted] of hidden states [L, hidden]; `plain` is without scale and cap."""
+        head = self.head
+        with torch.no_grad():
+            # Only an ordinary linear layer may be read row by row: a quantised, adapted or offloaded one is called.
+            if wanted is not None and type(head) is nn.Linear and type(head.weight) is nn.Parameter and _bare(head):
+                wanted = wanted.to(head.weight.device)
+                bias = None if head.bias is None else head.bias[wanted]
+                logits = F.linear(hidden.to(head.weight.device), head.weight[wanted], bias).float()
+            else:
+                logits = head(hidden).float()
+                logits = logits if wanted is None else logits[:, wanted.to(logits.device)]
+            if plain:
+                return logits
+            if self._scale != 1.0:
+                logits = logits * self._scale
+            return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+
+    def _wanted(self, vocab_ids: Sequence[int] | None) -> torch.Tensor | None:
+        if vocab_ids is None:
+            return None
+        ids = np.asarray(vocab_ids, np.int64)
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.vocab_size):
+            raise RequestError(f"vocab_ids {ids.min()}..{ids.max()} reach outside the head's {self.vocab_size} rows")
+        return torch.from_numpy(ids).to(self.device)
+
+
+def _bare(module: nn.Module) -> bool:
+    return not (module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
