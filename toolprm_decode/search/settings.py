@@ -1,0 +1,95 @@
+"""The settings of a search."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from toolprm_decode import _core
+from toolprm_decode.errors import RequestError
+
+STRATEGIES = {
+    "greedy": _core.Strategy.GREEDY,
+    "sample": _core.Strategy.SAMPLE,
+    "step-beam": _core.Strategy.STEP_BEAM,
+}
+AGGREGATES = {
+    "last": _core.Aggregate.LAST,
+    "min": _core.Aggregate.MIN,
+    "product": _core.Aggregate.PRODUCT,
+    "mean": _core.Aggregate.MEAN,
+}
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to look for an answer.
+
+    Attributes:
+        strategy: "greedy" (the likeliest legal token, one answer), "sample" (width independent answers, ranked), or
+            "step-beam" (arXiv 2510.14703: at every step boundary the best `beams` candidates go on, each expanded into
+            `width` continuations).
+        beams: prefixes retained, N.
+        width: candidates a beam, M (of "sample": answers).
+        temperature: of the policy's legal tokens; 0 takes the likeliest.
+        aggregate: how the step scores of a candidate combine: "last", "min", "product" or "mean".
+        policy_weight: a candidate ranks by log(score) + policy_weight * log-probability; without a reward model by
+            the log-probability.
+        distinct: sampling without replacement over steps; not available yet.
+        seed: of the random numbers; the same seed gives the same answer, whatever ran before or beside.
+        max_tokens: most tokens of an answer. What would be longer is closed the shortest legal way.
+        max_calls: most calls of an answer, None for any number.
+        allow_no_call: the answer may be that no tool fits.
+        forced_runs: text that the grammar leaves no choice about is written without asking the model.
+
+    Raises:
+        RequestError: a value is out of range.
+    """
+
+    strategy: str = "step-beam"
+    beams: int = 4
+    width: int = 4
+    temperature: float = 0.8
+    aggregate: str = "last"
+    policy_weight: float = 0.0
+    distinct: bool = False
+    seed: int = 0
+    max_tokens: int = 512
+    max_calls: int | None = None
+    allow_no_call: bool = True
+    forced_runs: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (("strategy", STRATEGIES), ("aggregate", AGGREGATES)):
+            if getattr(self, name) not in known:
+                raise RequestError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
+        for name, least, most in (
+            ("beams", 1, 4096),
+            ("width", 1, 4096),
+            ("max_tokens", 1, 2**31 - 1),
+            ("seed", 0, 2**64 - 1),
+        ):
+            self._check_count(name, getattr(self, name), least, most)
+        if self.max_calls is not None:
+            self._check_count("max_calls", self.max_calls, 1, 2**31 - 1)
+        for name, least in (("temperature", 0.0), ("policy_weight", -math.inf)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+                raise RequestError(f"{name} must be a number{' of 0 or more' if least == 0 else ''}, not {value!r}")
+        if self.distinct:
+            raise RequestError("distinct candidates are not available yet: leave distinct=False")
+
+    @staticmethod
+    def _check_count(name: str, value: Any, least: int, most: int) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise RequestError(f"{name} must be a whole number between {least} and {most:,}, not {value!r}")
+
+    def core_options(self, max_tokens: int) -> _core.SearchOptions:
+        """The same as the core takes it. max_tokens: the room that the model's context leaves, at most our own."""
+        options = _core.SearchOptions()
+        options.strategy, options.aggregate = STRATEGIES[self.strategy], AGGREGATES[self.aggregate]
+        for name in ("beams", "width", "temperature", "policy_weight", "seed", "forced_runs"):
+            setattr(options, name, getattr(self, name))
+        options.max_tokens = max_tokens
+        return options
