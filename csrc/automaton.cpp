@@ -7,8 +7,8 @@ namespace toolprm {
 
 namespace {
 
-constexpr std::size_t kFewTokens = 128;       // masks with at most this many tokens are kept as ids
-constexpr std::size_t kBroadState = 40;       // scalar states with more next bytes use the vocabulary's own masks
+constexpr std::size_t kFewTokens = 128; // masks with at most this many tokens are kept as ids
+constexpr std::size_t kBroadState = 40; // scalar states with more next bytes use the vocabulary's own masks
 // Frames; deeper values break the JSON parsers that read them next. From here on only the shortest way to the end is
 // offered, so that whatever is open can be closed.
 constexpr std::uint32_t kMaxDepth = 256;
@@ -50,8 +50,7 @@ std::size_t StatePool::FrameHash::operator()(const Frame *f) const {
 }
 
 bool StatePool::FrameEqual::operator()(const Frame *a, const Frame *b) const {
-  return a->parent == b->parent && a->ret == b->ret && a->spec == b->spec && a->data == b->data &&
-         a->count == b->count;
+  return a->parent == b->parent && a->ret == b->ret && a->spec == b->spec && a->data == b->data && a->count == b->count;
 }
 
 std::size_t StatePool::StateHash::operator()(const State *s) const {
@@ -164,8 +163,8 @@ std::uint32_t object_cost(const Program &program, const ObjectSpec &spec, std::s
       ++missing;
     }
   std::uint32_t members = missing;
-  std::uint32_t wanted = std::max(spec.min > count + missing ? spec.min - count - missing : 0u,
-                                  key_must_follow && missing == 0 ? 1u : 0u);
+  std::uint32_t wanted =
+      std::max(spec.min > count + missing ? spec.min - count - missing : 0u, key_must_follow && missing == 0 ? 1u : 0u);
   if (wanted > 0) { // the cheapest members that are not required and still free
     std::vector<std::uint32_t> free;
     for (std::size_t i = 0; i < spec.member_cost.size(); ++i)
@@ -296,8 +295,7 @@ std::uint32_t StatePool::cost(const State &state) {
 
 // ---------------------------------------------------------------------------------------------- reading
 
-void StatePool::selectable(const Frame &f, const ObjectSpec &spec, std::vector<std::uint64_t> &out,
-                           bool &other) const {
+void StatePool::selectable(const Frame &f, const ObjectSpec &spec, std::vector<std::uint64_t> &out, bool &other) const {
   auto have = seen(f, spec);
   out.resize(spec.words);
   std::uint32_t missing = 0;
@@ -537,8 +535,8 @@ void StatePool::step(const Live &live, std::uint8_t byte, std::uint32_t position
       return;
     }
     auto property = static_cast<std::size_t>(leaf);
-    const Frame *f = frame(c.stack->parent, c.stack->ret, c.stack->spec, with(*c.stack, spec, property),
-                           c.stack->count + 1);
+    const Frame *f =
+        frame(c.stack->parent, c.stack->ret, c.stack->spec, with(*c.stack, spec, property), c.stack->count + 1);
     close(spec.value[property], f, position + 1, events, log, out);
     return;
   }
@@ -556,16 +554,22 @@ void StatePool::step(const Live &live, std::uint8_t byte, std::uint32_t position
     }
     if (shadow > 0 && spec.keys.leaf[shadow - 1] >= 0)
       return; // the key of a property: not "other"
-    // Beyond the bounds on members, how many there are does not matter.
-    std::uint32_t bound = spec.max != kUnbounded ? spec.max : std::max(spec.min, 1u);
-    const Frame *f = frame(c.stack->parent, c.stack->ret, c.stack->spec, c.stack->data,
-                           std::min(c.stack->count + 1, std::max(bound, c.stack->count)));
-    close(spec.other_value, f, position + 1, events, log, out);
+    enter_other(c, position + 1, events, log, out);
     return;
   }
   default:
     return;
   }
+}
+
+void StatePool::enter_other(const Config &c, std::uint32_t position, std::int32_t events, std::vector<Event> *log,
+                            std::vector<Live> &out) {
+  const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(program_.code[c.ip].a)];
+  // Beyond the bounds on members, how many there are does not matter.
+  std::uint32_t bound = spec.max != kUnbounded ? spec.max : std::max(spec.min, 1u);
+  const Frame *f = frame(c.stack->parent, c.stack->ret, c.stack->spec, c.stack->data,
+                         std::min(c.stack->count + 1, std::max(bound, c.stack->count)));
+  close(spec.other_value, f, position, events, log, out);
 }
 
 void StatePool::stop(const Live &live, std::uint32_t position, std::vector<Event> *log, std::vector<Live> &out) {
@@ -662,7 +666,7 @@ void StatePool::walk(const std::vector<Live> &from, std::uint32_t root, const Vo
                      std::vector<std::int32_t> &words) {
   const TokenTrie &trie = vocabulary.trie();
   const std::uint32_t base = trie.depth[root];
-  std::vector<Live> live(from);                              // one run of configurations a depth
+  std::vector<Live> live(from); // one run of configurations a depth
   std::vector<std::pair<std::size_t, std::size_t>> level{{0, from.size()}};
   for (std::uint32_t node = root + 1; node < trie.skip[root];) {
     std::size_t depth = trie.depth[node] - base;
@@ -691,41 +695,48 @@ void StatePool::walk(const std::vector<Live> &from, std::uint32_t root, const Vo
   }
 }
 
+bool StatePool::fill_scalar(const std::shared_ptr<const Dfa> &dfa, std::int32_t state, const std::vector<Live> &after,
+                            const Vocabulary &vocabulary, std::vector<std::int32_t> &words) {
+  if (dfa->allowed(state).count() <= kBroadState)
+    return false; // few bytes can come next: the plain walk is short
+  auto known = vocabulary.scalar_mask(dfa, state);
+  if (!known)
+    return false;
+  for (std::size_t w = 0; w < words.size(); ++w)
+    words[w] |= known->inside[w];
+  for (std::uint32_t node : known->exits)
+    walk(after, node, vocabulary, words);
+  if (dfa->accepting(state))
+    walk(after, 0, vocabulary, words);
+  return true;
+}
+
 void StatePool::fill(const Config &c, const Vocabulary &vocabulary, std::vector<std::int32_t> &words) {
   const Instruction &in = program_.code[c.ip];
+  const auto state = static_cast<std::int32_t>(c.aux);
+  std::vector<Live> after; // what may follow the scalar
+  bool done = false;
   if (in.op == Op::kScalar) {
-    const auto &dfa = program_.dfas[static_cast<std::size_t>(in.a)];
-    auto state = static_cast<std::int32_t>(c.aux);
-    if (dfa->allowed(state).count() > kBroadState) {
-      if (auto known = vocabulary.scalar_mask(dfa, state)) {
-        for (std::size_t w = 0; w < words.size(); ++w)
-          words[w] |= known->inside[w];
-        std::vector<Live> after;
-        close(c.ip + 1, c.stack, 0, -1, nullptr, after);
-        for (std::uint32_t node : known->exits)
-          walk(after, node, vocabulary, words);
-        if (dfa->accepting(state))
-          walk(after, 0, vocabulary, words);
-        return;
-      }
-    }
-  }
-  if (in.op == Op::kRepeat) {
+    close(c.ip + 1, c.stack, 0, -1, nullptr, after);
+    done = fill_scalar(program_.dfas[static_cast<std::size_t>(in.a)], state, after, vocabulary, words);
+  } else if (in.op == Op::kRepeat) {
     // Far from its bounds a counted string is a free one.
     const RepeatSpec &spec = program_.repeats[static_cast<std::size_t>(in.a)];
-    bool far = c.count >= spec.min && (spec.max == kUnbounded || spec.max - c.count > vocabulary.longest());
-    if (spec.rest && far)
-      if (auto known = vocabulary.scalar_mask(spec.rest, static_cast<std::int32_t>(c.aux))) {
-        for (std::size_t w = 0; w < words.size(); ++w)
-          words[w] |= known->inside[w];
-        std::vector<Live> after;
-        close(c.ip + 2, c.stack, 0, -1, nullptr, after);
-        for (std::uint32_t node : known->exits)
-          walk(after, node, vocabulary, words);
-        return;
-      }
+    const bool far = c.count >= spec.min && (spec.max == kUnbounded || spec.max - c.count > vocabulary.longest());
+    if (spec.rest && far) {
+      close(c.ip + 2, c.stack, 0, -1, nullptr, after);
+      done = fill_scalar(spec.rest, state, after, vocabulary, words);
+    }
+  } else if (in.op == Op::kOtherKey) {
+    // Away from the declared keys a key is a free string.
+    const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
+    if (c.count == 0 || spec.value.empty()) {
+      enter_other(c, 0, -1, nullptr, after);
+      done = fill_scalar(spec.other_key, state, after, vocabulary, words);
+    }
   }
-  walk({Live{c, -1}}, 0, vocabulary, words);
+  if (!done)
+    walk({Live{c, -1}}, 0, vocabulary, words);
 }
 
 std::shared_ptr<const Mask> StatePool::mask(const State &state, const Vocabulary &vocabulary) {

@@ -50,12 +50,12 @@ struct Instruction {
 
 // A byte trie with outcomes at its leaves; keys are prefix-free.
 struct KeySet {
-  std::vector<std::uint32_t> child_begin;    // nodes + 1
-  std::vector<std::uint8_t> child_byte;      // edges of a node, ascending
-  std::vector<std::uint32_t> child_node;     // child of an edge
-  std::vector<std::int32_t> leaf;            // outcome, -1 inside
-  std::vector<std::uint32_t> cost;           // names only: fewest bytes through the best leaf to the end
-  std::vector<std::uint64_t> reach;          // objects only: words per node, outcomes below
+  std::vector<std::uint32_t> child_begin; // nodes + 1
+  std::vector<std::uint8_t> child_byte;   // edges of a node, ascending
+  std::vector<std::uint32_t> child_node;  // child of an edge
+  std::vector<std::int32_t> leaf;         // outcome, -1 inside
+  std::vector<std::uint32_t> cost;        // names only: fewest bytes through the best leaf to the end
+  std::vector<std::uint64_t> reach;       // objects only: words per node, outcomes below
   explicit KeySet(const std::vector<std::pair<std::string, std::int32_t>> &keys);
   std::int32_t child(std::uint32_t node, std::uint8_t byte) const {
     for (std::uint32_t e = child_begin[node]; e < child_begin[node + 1]; ++e)
@@ -75,11 +75,11 @@ struct RepeatSpec {
 struct ObjectSpec {
   ObjectSpec(KeySet k, std::size_t w) : keys(std::move(k)), words(w) {}
   KeySet keys;
-  std::size_t words;                       // 64-bit words of a property set
-  std::vector<std::uint32_t> value;        // entry of each property's value
-  std::vector<std::uint32_t> key_bytes;    // shortest spelling of each key
+  std::size_t words;                    // 64-bit words of a property set
+  std::vector<std::uint32_t> value;     // entry of each property's value
+  std::vector<std::uint32_t> key_bytes; // shortest spelling of each key
   std::vector<std::uint64_t> required;
-  std::vector<std::uint64_t> possible;     // properties whose value can be completed
+  std::vector<std::uint64_t> possible; // properties whose value can be completed
   std::shared_ptr<const Dfa> other_key;
   std::uint32_t other_value = 0, other_key_bytes = kInfinite;
   std::uint32_t min = 0, max = kUnbounded;
@@ -176,8 +176,8 @@ public:
 
   // All configurations that can read a byte (or the stop token) from ip without reading anything before.
   // position: bytes of text so far; log: where ended steps are noted, or null.
-  void close(std::uint32_t ip, const Frame *stack, std::uint32_t position, std::int32_t events,
-             std::vector<Event> *log, std::vector<Live> &out);
+  void close(std::uint32_t ip, const Frame *stack, std::uint32_t position, std::int32_t events, std::vector<Event> *log,
+             std::vector<Live> &out);
   // Reads one byte; appends what is left of the configuration to out.
   void step(const Live &live, std::uint8_t byte, std::uint32_t position, std::vector<Event> *log,
             std::vector<Live> &out);
@@ -204,6 +204,13 @@ private:
   void selectable(const Frame &frame, const ObjectSpec &spec, std::vector<std::uint64_t> &out, bool &other) const;
   void walk(const std::vector<Live> &from, std::uint32_t root, const Vocabulary &vocabulary,
             std::vector<std::int32_t> &words);
+  // The tokens of a scalar from one of its states, by the vocabulary's own masks; after: what may follow the value.
+  // False, and nothing done, where the plain walk is to be taken.
+  bool fill_scalar(const std::shared_ptr<const Dfa> &dfa, std::int32_t state, const std::vector<Live> &after,
+                   const Vocabulary &vocabulary, std::vector<std::int32_t> &words);
+  // Behind a key that is not declared.
+  void enter_other(const Config &config, std::uint32_t position, std::int32_t events, std::vector<Event> *log,
+                   std::vector<Live> &out);
   void fill(const Config &config, const Vocabulary &vocabulary, std::vector<std::int32_t> &words);
 
   struct FrameHash {

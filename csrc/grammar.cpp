@@ -135,7 +135,20 @@ KeySet::KeySet(const std::vector<std::pair<std::string, std::int32_t>> &keys) {
 // ---------------------------------------------------------------------------------------------- builder
 
 struct GrammarBuilder::Node {
-  enum class Kind { kLiteral, kScalar, kRepeat, kSequence, kChoice, kNames, kObject, kArray, kStep, kSpace, kStop, kRule };
+  enum class Kind {
+    kLiteral,
+    kScalar,
+    kRepeat,
+    kSequence,
+    kChoice,
+    kNames,
+    kObject,
+    kArray,
+    kStep,
+    kSpace,
+    kStop,
+    kRule
+  };
   explicit Node(Kind k) : kind(k) {}
   Kind kind;
   std::string text; // literal, or the label of a rule

@@ -92,8 +92,12 @@ private:
       return object(out, depth);
     if (c == '[' || c == '(')
       return array(out, depth);
-    for (auto [word, canonical] : {std::pair{"true", "true"}, {"True", "true"}, {"false", "false"},
-                                   {"False", "false"}, {"null", "null"}, {"None", "null"}})
+    for (auto [word, canonical] : {std::pair{"true", "true"},
+                                   {"True", "true"},
+                                   {"false", "false"},
+                                   {"False", "false"},
+                                   {"null", "null"},
+                                   {"None", "null"}})
       if (literal(word)) {
         out += canonical;
         return true;

@@ -95,11 +95,10 @@ bool Matcher::read(std::string_view bytes, bool stop, TokenId token, std::vector
     if (next.empty())
       return false;
     if (next.size() > 1) {
-      std::stable_sort(next.begin(), next.end(),
-                       [](const Live &x, const Live &y) { return x.config < y.config; });
-      next.erase(std::unique(next.begin(), next.end(),
-                             [](const Live &x, const Live &y) { return x.config == y.config; }),
-                 next.end());
+      std::stable_sort(next.begin(), next.end(), [](const Live &x, const Live &y) { return x.config < y.config; });
+      next.erase(
+          std::unique(next.begin(), next.end(), [](const Live &x, const Live &y) { return x.config == y.config; }),
+          next.end());
     }
     live.swap(next);
     ++position;
@@ -140,8 +139,12 @@ bool Matcher::read(std::string_view bytes, bool stop, TokenId token, std::vector
         written[at - node_->boundary] = n->bytes[i];
     const bool calls = grammar_->program().calls;
     for (auto e = ended.rbegin(); e != ended.rend(); ++e) {
-      Step step{e->kind, node->boundary, e->end, {}, written.substr(node->boundary - node_->boundary,
-                                                                    e->end - node->boundary), 0};
+      Step step{e->kind,
+                node->boundary,
+                e->end,
+                {},
+                written.substr(node->boundary - node_->boundary, e->end - node->boundary),
+                0};
       std::string call = calls ? "/" + std::to_string(node->calls) : "";
       switch (e->kind) {
       case StepKind::kFuncName:
@@ -149,7 +152,8 @@ bool Matcher::read(std::string_view bytes, bool stop, TokenId token, std::vector
         node->in_call = false;
         break;
       case StepKind::kArgValue:
-        step.path = call + (calls ? "/arguments/" : "/") + pointer_token(member_key(step.text, !node->in_call, step.value));
+        step.path =
+            call + (calls ? "/arguments/" : "/") + pointer_token(member_key(step.text, !node->in_call, step.value));
         node->in_call = true;
         break;
       case StepKind::kParamFinish:
@@ -189,8 +193,8 @@ bool Matcher::finish(std::vector<Step> *steps) { return read({}, true, -1, steps
 
 void Matcher::rollback(std::size_t count) {
   if (count > node_->tokens)
-    throw std::out_of_range("rollback of " + std::to_string(count) + " tokens, only " +
-                            std::to_string(node_->tokens) + " were read");
+    throw std::out_of_range("rollback of " + std::to_string(count) + " tokens, only " + std::to_string(node_->tokens) +
+                            " were read");
   for (; count > 0; --count)
     node_ = node_->parent;
 }

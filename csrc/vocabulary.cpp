@@ -11,7 +11,7 @@ namespace toolprm {
 namespace {
 constexpr std::size_t kCachedTexts = 1 << 16;
 constexpr std::size_t kCachedScalarMasks = 2048; // about 19 KB each for 152k tokens
-}
+} // namespace
 
 Vocabulary::Vocabulary(std::vector<std::string> tokens, std::vector<TokenId> stop_ids, Tokenize tokenize)
     : tokens_(std::move(tokens)), stop_ids_(std::move(stop_ids)), tokenize_(std::move(tokenize)) {

@@ -64,9 +64,9 @@ private:
   std::vector<std::bitset<256>> allowed_;
 };
 
-struct Program;   // the compiled automaton
-class StatePool;  // interned states of a program
-struct State;     // one interned set of configurations
+struct Program;  // the compiled automaton
+class StatePool; // interned states of a program
+struct State;    // one interned set of configurations
 using NodeId = std::int32_t;
 
 class Grammar {
