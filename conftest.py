@@ -1,4 +1,4 @@
-"""Settings and data that all tests share."""
+"""Settings and data that all tests and benchmarks share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent
 
 torch.set_num_threads(1)
 
