@@ -205,17 +205,16 @@ def found(pattern: str, value: str, *, anchored: bool = False) -> bool:
 PATTERNS = [
     "", "a", "ab", "^a", "a$", "^a$", "^$", "$^", "^^a$$", "a|b", "^a|b$", "^(a|b)$", "^(?:a|b)*$", "^[ab]{2,3}$",
     r"^\d+$", r"^\w+$", r"^\W$", r"^\D*$", r"\S\s\S", "^[^a]*$", '^[^"\\\\/]+$', r"^\\$", r'"', r"\/", "^/", "é",
-    "[à-ÿ]",
-    "^.$", "^.{2}$", ".a.", "^.*b$", "😀+", "^[^😀]$", "[\x00-\x1f]", r"[\n\t]", r"^\x01$", "^a{0}b?$", "(^a)?b",
-    "(a$|b)+", "(^|a)b", "(^|/)a(/|$)", "a*?b", "(?:a(?:b|$))", "^(?:(?:a|b)/)*$", "(?:^a){1,3}", "(?:^|a){2}b",
-    "(?:a|$){2}", r"[\d\-_]", "^(?P<x>a)(?:b)$", "(?s)^.$", "(?i)^aB[_c]$", r"\Aa\Z", "^(?!)|a", "[\\u00e9-\\U0001f600]",
-    "^[1-9]?1$", "a(?:|b$)", "(?:(?:^a|b)+$|/)", "^(?:a|^b)*$",
+    "[à-ÿ]", "^.$", "^.{2}$", ".a.", "^.*b$", "😀+", "^[^😀]$", "[\x00-\x1f]", r"[\n\t]", r"^\x01$", "^a{0}b?$",
+    "(^a)?b", "(a$|b)+", "(^|a)b", "(^|/)a(/|$)", "a*?b", "(?:a(?:b|$))", "^(?:(?:a|b)/)*$", "(?:^a){1,3}",
+    "(?:^|a){2}b", "(?:a|$){2}", r"[\d\-_]", "^(?P<x>a)(?:b)$", "(?s)^.$", "(?i)^aB[_c]$", r"\Aa\Z",
+    "[\\u00e9-\\U0001f600]", "^[1-9]?1$", "a(?:|b$)", "(?:(?:^a|b)+$|/)", "^(?:a|^b)*$",
 ]  # fmt: skip
 IMPOSSIBLE = ["a^", "$a", "b$a|a^b", "(?:a^)+", r"[^\s\S]", "a(?:^b|^)", "(?:$a){2}"]
 
 
 class TestPatterns:
-    @pytest.mark.parametrize("pattern", [p for p in PATTERNS if "(?!)" not in p])
+    @pytest.mark.parametrize("pattern", PATTERNS)
     @pytest.mark.parametrize("style", ["json", "python"])
     def test_accepts_exactly_the_spellings_of_what_matches(self, pattern: str, style: Style) -> None:
         rng = random.Random(pattern)
@@ -403,7 +402,6 @@ class TestPatterns:
 
 # What a regex of a sensible size leaves out: totals, IDNA's tables, and leap seconds away from Greenwich.
 WIDER = {"idn-hostname", "hostname", "uri-template"}
-NARROWER = {("time", "15:59:60-08:00"), ("date-time", "1998-12-31T15:59:60.123-08:00")}
 
 
 class TestFormats:
@@ -422,7 +420,7 @@ class TestFormats:
                     accepted = fsm.matches(json.dumps(value).encode())
                     checked += 1
                     if case["valid"]:
-                        assert accepted or (name, value) in NARROWER or "leap" in case["description"], (name, case)
+                        assert accepted or "leap second" in case["description"], (name, case)
                     else:
                         assert not accepted or name in WIDER, (name, case)
         assert checked > 300
