@@ -12,12 +12,18 @@ constexpr std::size_t kBroadState = 40; // scalar states with more next bytes us
 // Frames; deeper values break the JSON parsers that read them next. From here on only the shortest way to the end is
 // offered, so that whatever is open can be closed.
 constexpr std::uint32_t kMaxDepth = 256;
+// Ways to read one text that are alive at once. Unions of unions can double them at every byte.
+constexpr std::size_t kMaxConfigs = 10'000;
 
 bool is_space(std::uint8_t byte) { return byte == ' ' || byte == '\n' || byte == '\t' || byte == '\r'; }
 
 bool test(std::span<const std::uint64_t> set, std::size_t i) { return set[i / 64] >> (i % 64) & 1; }
 
 std::uint32_t add(std::uint32_t a, std::uint32_t b) { return std::min(kInfinite, a + b); }
+
+std::uint32_t times(std::uint32_t n, std::uint32_t cost) {
+  return static_cast<std::uint32_t>(std::min<std::uint64_t>(kInfinite, std::uint64_t{n} * cost));
+}
 
 std::size_t mix(std::size_t h, std::size_t v) {
   h ^= v + 0x9e3779b97f4a7c15ull + (h << 6) + (h >> 2);
@@ -40,6 +46,12 @@ std::uint32_t note(std::vector<Event> *log, StepKind kind, std::uint32_t end, st
 }
 
 } // namespace
+
+void check_ambiguity(std::size_t configs) {
+  if (configs > kMaxConfigs)
+    throw BudgetError("a text can be read in more than " + std::to_string(kMaxConfigs) +
+                      " ways: the alternatives of the schema overlap too much");
+}
 
 std::size_t StatePool::FrameHash::operator()(const Frame *f) const {
   std::size_t h = reinterpret_cast<std::uintptr_t>(f->parent);
@@ -72,6 +84,7 @@ std::size_t StatePool::bytes() const {
 const State *StatePool::intern(std::vector<Config> &configs) {
   std::sort(configs.begin(), configs.end());
   configs.erase(std::unique(configs.begin(), configs.end()), configs.end());
+  check_ambiguity(configs.size());
   State probe{configs, nullptr};
   std::lock_guard<std::mutex> lock(mutex_);
   auto found = state_index_.find(&probe);
@@ -139,17 +152,30 @@ std::uint32_t other_key_cost(const ObjectSpec &spec, std::int32_t state, std::in
   const Dfa &dfa = *spec.other_key;
   if (node < 0)
     return dfa.distance(state);
+  // Breadth first along the trie: a key leaves it early, however long the names are.
+  struct Place {
+    std::int32_t state, node;
+    std::uint32_t bytes;
+  };
   std::uint32_t best = kInfinite;
-  for (unsigned b = 0; b < 256; ++b) {
-    auto byte = static_cast<std::uint8_t>(b);
-    std::int32_t next = dfa.next(state, byte);
-    if (next < 0 || 1 + dfa.distance(next) >= best)
-      continue;
-    std::int32_t child = spec.keys.child(static_cast<std::uint32_t>(node), byte);
-    if (!dfa.accepting(next))
-      best = std::min(best, add(1, other_key_cost(spec, next, child)));
-    else if (child < 0 || spec.keys.leaf[static_cast<std::size_t>(child)] < 0)
-      best = 1;
+  std::vector<Place> open{{state, node, 0}};
+  for (std::size_t at = 0; at < open.size() && open[at].bytes + 1 < best; ++at) {
+    const Place from = open[at];
+    for (unsigned b = 0; b < 256; ++b) {
+      auto byte = static_cast<std::uint8_t>(b);
+      std::int32_t next = dfa.next(from.state, byte);
+      if (next < 0 || from.bytes + 1 + dfa.distance(next) >= best)
+        continue;
+      std::int32_t child = spec.keys.child(static_cast<std::uint32_t>(from.node), byte);
+      if (dfa.accepting(next)) {
+        if (child < 0 || spec.keys.leaf[static_cast<std::size_t>(child)] < 0)
+          best = from.bytes + 1;
+      } else if (child < 0) {
+        best = from.bytes + 1 + dfa.distance(next);
+      } else {
+        open.push_back({next, child, from.bytes + 1});
+      }
+    }
   }
   return best;
 }
@@ -165,20 +191,23 @@ std::uint32_t object_cost(const Program &program, const ObjectSpec &spec, std::s
   std::uint32_t members = missing;
   std::uint32_t wanted =
       std::max(spec.min > count + missing ? spec.min - count - missing : 0u, key_must_follow && missing == 0 ? 1u : 0u);
+  if (spec.max != kUnbounded && std::uint64_t{count} + missing + wanted > spec.max)
+    return kInfinite;
   if (wanted > 0) { // the cheapest members that are not required and still free
     std::vector<std::uint32_t> free;
     for (std::size_t i = 0; i < spec.member_cost.size(); ++i)
       if (test(spec.possible, i) && !test(spec.required, i) && !test(have, i))
         free.push_back(spec.member_cost[i]);
     std::sort(free.begin(), free.end());
-    for (std::uint32_t i = 0; i < wanted; ++i) {
-      std::uint32_t other = spec.other_key ? spec.other_cost : kInfinite;
-      total = add(total, i < free.size() ? std::min(free[i], other) : other);
-    }
+    const std::uint32_t other = spec.other_key ? spec.other_cost : kInfinite;
+    std::uint32_t taken = 0;
+    for (; taken < wanted && taken < free.size() && free[taken] < other; ++taken)
+      total = add(total, free[taken]);
+    total = add(total, times(wanted - taken, other));
     members += wanted;
   }
   std::uint32_t separators = members - (members > 0 && (count == 0 || key_must_follow) ? 1 : 0);
-  return add(total, std::min(kInfinite, separators * spec.separator_cost));
+  return add(total, times(separators, spec.separator_cost));
 }
 
 std::uint32_t array_cost(const Program &program, const ArraySpec &spec, std::uint32_t count, bool item_must_follow) {
@@ -186,6 +215,8 @@ std::uint32_t array_cost(const Program &program, const ArraySpec &spec, std::uin
   std::uint32_t total = program.code[spec.close].cost;
   if (items == 0)
     return total;
+  if (spec.max != kUnbounded && std::uint64_t{count} + items > spec.max)
+    return kInfinite;
   std::uint32_t separators = items - (count == 0 || item_must_follow ? 1 : 0);
   std::uint64_t sum = std::uint64_t{separators} * spec.separator_cost;
   std::uint32_t beyond = items;
@@ -237,7 +268,7 @@ std::uint32_t StatePool::cost(const Config &c) {
       local = spec.unit->distance(static_cast<std::int32_t>(c.aux));
       units -= units > 0 ? 1 : 0;
     }
-    return add(add(local, std::min(kInfinite, units * unit)), ends(c.ip + 1));
+    return add(add(local, times(units, unit)), ends(c.ip + 1));
   }
   case Op::kNames:
     if (c.aux == 0)
@@ -326,7 +357,26 @@ void StatePool::selectable(const Frame &f, const ObjectSpec &spec, std::vector<s
 
 void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t position, std::int32_t events,
                       std::vector<Event> *log, std::vector<Live> &out) {
+  struct Branch {
+    std::uint32_t ip;
+    const Frame *stack;
+    std::int32_t events;
+  };
+  std::vector<Branch> branches; // not followed yet; by recursion, nested unions could exhaust the stack
+  const std::size_t before = out.size();
+  std::size_t followed = 0;
+  bool ends = false; // the branch at hand
   for (;;) {
+    if (ends) {
+      if (branches.empty())
+        return;
+      check_ambiguity(std::max(++followed / 8, out.size() - before)); // some branches lead nowhere
+      ip = branches.back().ip;
+      stack = branches.back().stack;
+      events = branches.back().events;
+      branches.pop_back();
+      ends = false;
+    }
     const Instruction &in = program_.code[ip];
     switch (in.op) {
     case Op::kByte:
@@ -335,7 +385,8 @@ void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t positi
     case Op::kStop:
     case Op::kAccept:
       out.push_back({{ip, 0, 0, stack}, events});
-      return;
+      ends = true;
+      break;
     case Op::kSpace:
       out.push_back({{ip, 0, 0, stack}, events});
       ++ip;
@@ -344,24 +395,25 @@ void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t positi
       const RepeatSpec &spec = program_.repeats[static_cast<std::size_t>(in.a)];
       if (spec.max > 0)
         out.push_back({{ip, 0, 0, stack}, events});
-      if (spec.min > 0)
-        return;
+      ends = spec.min > 0;
       ++ip;
       break;
     }
     case Op::kKey:
     case Op::kOtherKey:
-      return; // entered through kObjectKeys only
+      ends = true; // entered through kObjectKeys only
+      break;
     case Op::kJump:
       ip = static_cast<std::uint32_t>(in.a);
       break;
     case Op::kChoice:
-      for (std::int32_t i = in.a; i < in.b; ++i) {
+      for (std::int32_t i = in.b; i-- > in.a;) {
         std::uint32_t target = program_.targets[static_cast<std::size_t>(i)];
         if (!too_deep(stack) || program_.code[target].cost == in.cost)
-          close(target, stack, position, events, log, out);
+          branches.push_back({target, stack, events});
       }
-      return;
+      ends = true;
+      break;
     case Op::kCall:
       stack = frame(stack, ip + 1, kCallFrame, 0, 0);
       ip = static_cast<std::uint32_t>(in.a);
@@ -372,8 +424,8 @@ void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t positi
       break;
     case Op::kStep:
       if (log)
-        events = static_cast<std::int32_t>(
-            note(log, static_cast<StepKind>(in.a), position - static_cast<std::uint32_t>(in.b), events));
+        events = static_cast<std::int32_t>(note(
+            log, static_cast<StepKind>(in.a), position - std::min(position, static_cast<std::uint32_t>(in.b)), events));
       ++ip;
       break;
     case Op::kEnterObject: {
@@ -393,11 +445,10 @@ void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t positi
       selectable(*stack, spec, free, other);
       bool more = other || std::any_of(free.begin(), free.end(), [](std::uint64_t w) { return w != 0; });
       more = more && stack->count < spec.max;
-      if (more)
-        close(stack->count == 0 ? spec.keys_at : spec.separator, stack, position, events, log, out);
-      if (!done)
-        return;
-      ip = spec.close;
+      if (done)
+        branches.push_back({spec.close, stack, events});
+      ip = stack->count == 0 ? spec.keys_at : spec.separator;
+      ends = !more;
       break;
     }
     case Op::kObjectKeys: {
@@ -409,7 +460,8 @@ void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t positi
         out.push_back({{spec.key_op, 0, 0, stack}, events});
       if (other)
         out.push_back({{spec.other_op, 0, 1, stack}, events}); // 1: at the root of the trie of keys
-      return;
+      ends = true;
+      break;
     }
     case Op::kEnterArray: {
       stack = frame(stack, ip + 1, ~in.a, 0, 0);
@@ -425,15 +477,12 @@ void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t positi
         std::uint32_t item = stack->count < spec.prefix.size() ? spec.prefix[stack->count] : spec.item;
         more = program_.code[item].cost < kInfinite;
       }
-      if (more) {
-        std::uint32_t next = spec.separator;
-        if (stack->count == 0)
-          next = spec.prefix.empty() ? spec.item : spec.prefix[0];
-        close(next, stack, position, events, log, out);
-      }
-      if (stack->count < spec.min)
-        return;
-      ip = spec.close;
+      if (stack->count >= spec.min)
+        branches.push_back({spec.close, stack, events});
+      ip = spec.separator;
+      if (stack->count == 0)
+        ip = spec.prefix.empty() ? spec.item : spec.prefix[0];
+      ends = !more;
       break;
     }
     case Op::kArrayItem: {
@@ -454,8 +503,16 @@ void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t positi
 
 void StatePool::step(const Live &live, std::uint8_t byte, std::uint32_t position, std::vector<Event> *log,
                      std::vector<Live> &out) {
-  const Config c = live.config; // a copy: out may be the vector that live is in
-  const std::int32_t events = live.events;
+  std::vector<Live> open;
+  read(Config(live.config), live.events, byte, position, log, out, open); // a copy: live may lie in out
+  for (std::size_t i = 0; i < open.size(); ++i) {
+    check_ambiguity(i);
+    read(Config(open[i].config), open[i].events, byte, position, log, out, open);
+  }
+}
+
+void StatePool::read(const Config &c, std::int32_t events, std::uint8_t byte, std::uint32_t position,
+                     std::vector<Event> *log, std::vector<Live> &out, std::vector<Live> &open) {
   const Instruction &in = program_.code[c.ip];
   switch (in.op) {
   case Op::kByte:
@@ -472,12 +529,8 @@ void StatePool::step(const Live &live, std::uint8_t byte, std::uint32_t position
       else
         out.push_back({{c.ip, static_cast<std::uint32_t>(next), 0, c.stack}, events});
     }
-    if (dfa.accepting(state)) { // the value may have ended before this byte
-      std::vector<Live> after;
-      close(c.ip + 1, c.stack, position, events, log, after);
-      for (const Live &l : after)
-        step(l, byte, position, log, out);
-    }
+    if (dfa.accepting(state)) // the value may have ended before this byte
+      close(c.ip + 1, c.stack, position, events, log, open);
     return;
   }
   case Op::kRepeat: {
@@ -573,16 +626,17 @@ void StatePool::enter_other(const Config &c, std::uint32_t position, std::int32_
 }
 
 void StatePool::stop(const Live &live, std::uint32_t position, std::vector<Event> *log, std::vector<Live> &out) {
-  const Config c = live.config;
-  const Instruction &in = program_.code[c.ip];
-  if (in.op == Op::kStop) {
-    close(c.ip + 1, c.stack, position, live.events, log, out);
-  } else if (in.op == Op::kScalar &&
-             program_.dfas[static_cast<std::size_t>(in.a)]->accepting(static_cast<std::int32_t>(c.aux))) {
-    std::vector<Live> after;
-    close(c.ip + 1, c.stack, position, live.events, log, after);
-    for (const Live &l : after)
-      stop(l, position, log, out);
+  std::vector<Live> open{live};
+  for (std::size_t i = 0; i < open.size(); ++i) {
+    check_ambiguity(i);
+    const Live now = open[i];
+    const Config &c = now.config;
+    const Instruction &in = program_.code[c.ip];
+    if (in.op == Op::kStop)
+      close(c.ip + 1, c.stack, position, now.events, log, out);
+    else if (in.op == Op::kScalar &&
+             program_.dfas[static_cast<std::size_t>(in.a)]->accepting(static_cast<std::int32_t>(c.aux)))
+      close(c.ip + 1, c.stack, position, now.events, log, open);
   }
 }
 
@@ -605,6 +659,7 @@ bool StatePool::allowed(const State &state, std::bitset<256> &bytes) {
         close(c.ip + 1, c.stack, 0, -1, nullptr, after);
         for (const Live &l : after)
           open.push_back(l.config);
+        check_ambiguity(open.size());
       }
       break;
     }
@@ -684,6 +739,7 @@ void StatePool::walk(const std::vector<Live> &from, std::uint32_t root, const Vo
       auto first = live.begin() + static_cast<std::ptrdiff_t>(end);
       std::sort(first, live.end(), less);
       live.erase(std::unique(first, live.end(), same), live.end());
+      check_ambiguity(live.size() - end);
     }
     level.resize(depth);
     level.emplace_back(end, live.size());
@@ -699,9 +755,7 @@ bool StatePool::fill_scalar(const std::shared_ptr<const Dfa> &dfa, std::int32_t 
                             const Vocabulary &vocabulary, std::vector<std::int32_t> &words) {
   if (dfa->allowed(state).count() <= kBroadState)
     return false; // few bytes can come next: the plain walk is short
-  auto known = vocabulary.scalar_mask(dfa, state);
-  if (!known)
-    return false;
+  const auto known = vocabulary.scalar_mask(dfa, state);
   for (std::size_t w = 0; w < words.size(); ++w)
     words[w] |= known->inside[w];
   for (std::uint32_t node : known->exits)

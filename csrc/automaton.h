@@ -8,6 +8,7 @@
 #include <unordered_set>
 
 #include "toolprm/grammar.h"
+#include "toolprm/mask.h"
 
 namespace toolprm {
 
@@ -141,13 +142,6 @@ struct Config {
   }
 };
 
-// Which tokens are legal: as bits, or as a short list of ids.
-struct Mask {
-  std::vector<std::int32_t> words;
-  std::vector<TokenId> few;
-  std::uint32_t count = 0;
-};
-
 struct State {
   std::vector<Config> configs; // sorted; empty: the text is over
   mutable std::shared_ptr<const Mask> mask;
@@ -165,6 +159,11 @@ struct Event {
   std::int32_t previous;
 };
 
+// Throws BudgetError for more configurations than a text may keep alive.
+void check_ambiguity(std::size_t configs);
+
+// The states and frames of a program, for one vocabulary. Grows as texts go new ways; shared by threads: a State or
+// Frame that it gave out lives and stays the same as long as the pool does.
 class StatePool {
 public:
   explicit StatePool(const Program &program) : program_(program) {}
@@ -176,6 +175,7 @@ public:
 
   // All configurations that can read a byte (or the stop token) from ip without reading anything before.
   // position: bytes of text so far; log: where ended steps are noted, or null.
+  // Throws BudgetError, as step(), stop() and all that read with them do, where a text can be read in too many ways.
   void close(std::uint32_t ip, const Frame *stack, std::uint32_t position, std::int32_t events, std::vector<Event> *log,
              std::vector<Live> &out);
   // Reads one byte; appends what is left of the configuration to out.
@@ -196,6 +196,10 @@ public:
   const Program &program() const { return program_; }
 
 private:
+  // Reads one byte with one configuration; where a value may have ended before the byte, adds what comes after it to
+  // open.
+  void read(const Config &config, std::int32_t events, std::uint8_t byte, std::uint32_t position,
+            std::vector<Event> *log, std::vector<Live> &out, std::vector<Live> &open);
   const Frame *frame(const Frame *parent, std::uint32_t ret, std::int32_t spec, std::uint64_t data,
                      std::uint32_t count);
   std::uint64_t no_properties(const ObjectSpec &spec);

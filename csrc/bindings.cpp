@@ -133,8 +133,9 @@ void bind_grammar(py::module_ &m) {
       .def("stop", &GrammarBuilder::stop)
       .def("declare_rule", &GrammarBuilder::declare_rule)
       .def("define_rule", &GrammarBuilder::define_rule)
-      .def("build", &GrammarBuilder::build, py::arg("root"), py::arg("calls"),
-           py::call_guard<py::gil_scoped_release>());
+      .def(
+          "build", [](const GrammarBuilder &b, NodeId root, bool calls) { return b.build(root, calls); },
+          py::arg("root"), py::arg("calls"), py::call_guard<py::gil_scoped_release>());
 
   py::class_<Step>(m, "Step")
       .def_property_readonly("kind", [](const Step &s) { return step_kind_name(s.kind); })
@@ -215,9 +216,6 @@ py::tuple sample_plan(const Plan &plan, const py::array_t<float, py::array::c_st
   if (logits.ndim() != 2 || static_cast<std::size_t>(logits.shape(0)) != plan.draws.size())
     throw py::value_error("logits must be [" + std::to_string(plan.draws.size()) + ", vocabulary]");
   const auto width = static_cast<std::size_t>(logits.shape(1));
-  for (const auto &mask : plan.masks)
-    if ((mask->words.empty() ? 0 : (mask->words.size() - 1) * 32) >= width)
-      throw py::value_error("the logits have fewer entries than the vocabulary");
   py::array_t<TokenId> tokens(static_cast<py::ssize_t>(plan.uniforms.size()));
   py::array_t<double> logprobs(static_cast<py::ssize_t>(plan.uniforms.size()));
   TokenId *token = tokens.mutable_data();

@@ -1,8 +1,15 @@
 #include "toolprm/block_pool.h"
 
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace toolprm {
+
+BlockPool::BlockPool(std::int32_t block_size) : block_size_(block_size) {
+  if (block_size < 1)
+    throw std::invalid_argument("a block must have at least one slot, not " + std::to_string(block_size));
+}
 
 std::int32_t BlockPool::allocate() {
   ++in_use_;

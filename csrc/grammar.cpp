@@ -9,10 +9,6 @@
 
 namespace toolprm {
 
-namespace {
-constexpr std::size_t kPoolBytes = std::size_t{256} << 20;
-} // namespace
-
 const char *step_kind_name(StepKind kind) {
   switch (kind) {
   case StepKind::kFuncName:
@@ -159,9 +155,26 @@ struct GrammarBuilder::Node {
   std::shared_ptr<const Object> object;
   std::shared_ptr<const Array> array;
   StepKind step = StepKind::kFuncName;
+  std::uint32_t depth = 1;
 };
 
-NodeId GrammarBuilder::add(Node node) {
+namespace {
+
+void check_dfa(const std::shared_ptr<const Dfa> &dfa) {
+  if (!dfa)
+    throw std::invalid_argument("an automaton is missing");
+}
+
+} // namespace
+
+NodeId GrammarBuilder::add(Node node, std::span<const NodeId> children) {
+  for (NodeId child : children) {
+    if (child < 0 || static_cast<std::size_t>(child) >= nodes_.size())
+      throw std::invalid_argument("there is no node " + std::to_string(child) + " yet");
+    node.depth = std::max(node.depth, nodes_[static_cast<std::size_t>(child)]->depth + 1);
+  }
+  if (node.depth > kMaxNesting) // the compiler goes down the nodes by recursion
+    throw BudgetError("the grammar is nested more than " + std::to_string(kMaxNesting) + " deep");
   if (nodes_.size() >= limit_)
     throw BudgetError("the grammar has more than " + std::to_string(limit_) + " nodes");
   nodes_.push_back(std::make_shared<Node>(std::move(node)));
@@ -171,16 +184,18 @@ NodeId GrammarBuilder::add(Node node) {
 NodeId GrammarBuilder::literal(std::string bytes) {
   Node node(Node::Kind::kLiteral);
   node.text = std::move(bytes);
-  return add(std::move(node));
+  return add(std::move(node), {});
 }
 
 NodeId GrammarBuilder::scalar(std::shared_ptr<const Dfa> dfa) {
+  check_dfa(dfa);
   Node node(Node::Kind::kScalar);
   node.dfa = std::move(dfa);
-  return add(std::move(node));
+  return add(std::move(node), {});
 }
 
 NodeId GrammarBuilder::repeat(std::shared_ptr<const Dfa> unit, std::uint32_t min, std::uint32_t max) {
+  check_dfa(unit);
   if (unit->accepting(0))
     throw std::invalid_argument("the repeated unit may be empty");
   if (min > max)
@@ -189,58 +204,76 @@ NodeId GrammarBuilder::repeat(std::shared_ptr<const Dfa> unit, std::uint32_t min
   node.dfa = std::move(unit);
   node.min = min;
   node.max = max;
-  return add(std::move(node));
+  return add(std::move(node), {});
 }
 
 NodeId GrammarBuilder::sequence(std::vector<NodeId> parts) {
   Node node(Node::Kind::kSequence);
   node.parts = std::move(parts);
-  return add(std::move(node));
+  return add(node, node.parts);
 }
 
 NodeId GrammarBuilder::choice(std::vector<NodeId> options) {
   Node node(Node::Kind::kChoice);
   node.parts = std::move(options);
-  return add(std::move(node));
+  return add(node, node.parts);
 }
 
 NodeId GrammarBuilder::names(std::vector<std::pair<std::string, NodeId>> entries) {
   Node node(Node::Kind::kNames);
   node.entries = std::move(entries);
-  return add(std::move(node));
+  std::vector<NodeId> children;
+  for (const auto &[text, next] : node.entries)
+    children.push_back(next);
+  return add(std::move(node), children);
 }
 
 NodeId GrammarBuilder::object(Object object) {
+  std::vector<NodeId> children{object.open, object.separator, object.close};
+  for (const Property &property : object.properties) {
+    if (property.spellings.empty())
+      throw std::invalid_argument("a property has no spelling");
+    children.push_back(property.value);
+  }
+  if (object.other_key)
+    children.push_back(object.other_value);
   Node node(Node::Kind::kObject);
   node.object = std::make_shared<const Object>(std::move(object));
-  return add(std::move(node));
+  return add(std::move(node), children);
 }
 
 NodeId GrammarBuilder::array(Array array) {
+  std::vector<NodeId> children{array.open, array.separator, array.close};
+  children.insert(children.end(), array.prefix.begin(), array.prefix.end());
+  if (array.item != -1)
+    children.push_back(array.item);
   Node node(Node::Kind::kArray);
   node.array = std::make_shared<const Array>(std::move(array));
-  return add(std::move(node));
+  return add(std::move(node), children);
 }
 
 NodeId GrammarBuilder::step(StepKind kind, std::uint32_t back) {
   Node node(Node::Kind::kStep);
   node.step = kind;
   node.min = back;
-  return add(std::move(node));
+  return add(std::move(node), {});
 }
 
-NodeId GrammarBuilder::space() { return add(Node(Node::Kind::kSpace)); }
+NodeId GrammarBuilder::space() { return add(Node(Node::Kind::kSpace), {}); }
 
-NodeId GrammarBuilder::stop() { return add(Node(Node::Kind::kStop)); }
+NodeId GrammarBuilder::stop() { return add(Node(Node::Kind::kStop), {}); }
 
 NodeId GrammarBuilder::declare_rule(std::string label) {
   Node node(Node::Kind::kRule);
   node.text = std::move(label);
-  return add(std::move(node));
+  return add(std::move(node), {});
 }
 
 void GrammarBuilder::define_rule(NodeId rule, NodeId body) {
-  nodes_.at(static_cast<std::size_t>(rule))->parts = {body};
+  const auto known = [&](NodeId id) { return id >= 0 && static_cast<std::size_t>(id) < nodes_.size(); };
+  if (!known(rule) || !known(body) || nodes_[static_cast<std::size_t>(rule)]->kind != Node::Kind::kRule)
+    throw std::invalid_argument("a rule and its body must be nodes of this builder");
+  nodes_[static_cast<std::size_t>(rule)]->parts = {body};
 }
 
 // Lays the nodes out as instructions, each rule once.
@@ -254,18 +287,27 @@ public:
     p_->start = here();
     emit(root);
     op(Op::kAccept);
+    segments_.push_back({0, here(), {}});
     while (!pending_.empty()) { // rules met on the way
       NodeId rule = pending_.front();
       pending_.pop();
       const Node &node = *builder_.nodes_[static_cast<std::size_t>(rule)];
       if (node.parts.empty())
         throw std::invalid_argument("rule " + node.text + " is not defined");
-      rule_entry_[rule] = here();
+      const std::uint32_t entry = here();
+      rule_segment_[rule] = segments_.size();
       emit(node.parts[0]);
       op(Op::kReturn);
+      segments_.push_back({entry, here(), {}});
     }
-    for (auto [ip, rule] : calls_)
-      p_->code[ip].a = static_cast<std::int32_t>(rule_entry_.at(rule));
+    std::size_t segment = 0;
+    for (auto [ip, rule] : calls_) { // in the order of the code
+      const std::size_t callee = rule_segment_.at(rule);
+      p_->code[ip].a = static_cast<std::int32_t>(segments_[callee].begin);
+      while (ip >= segments_[segment].end)
+        ++segment;
+      segments_[segment].callees.push_back(callee);
+    }
     cost();
     check_progress();
     bool possible = p_->code[p_->start].cost < kInfinite;
@@ -292,6 +334,13 @@ private:
     return here() - 1;
   }
 
+  // What takes room or time without being an instruction.
+  void charge(std::size_t work) {
+    charged_ += work;
+    if (p_->code.size() + charged_ > builder_.limit_)
+      throw BudgetError("the grammar needs more than " + std::to_string(builder_.limit_) + " instructions");
+  }
+
   void emit(NodeId id) {
     const Node &node = *builder_.nodes_.at(static_cast<std::size_t>(id));
     switch (node.kind) {
@@ -313,6 +362,7 @@ private:
     case Node::Kind::kSequence:
       for (NodeId part : node.parts)
         emit(part);
+      charge(1); // sequences of empty sequences could double without end
       break;
     case Node::Kind::kChoice: {
       std::uint32_t choice = op(Op::kChoice);
@@ -347,6 +397,7 @@ private:
         p_->code[jump].a = static_cast<std::int32_t>(here());
       p_->code[names].a = static_cast<std::int32_t>(p_->name_sets.size());
       p_->name_sets.emplace_back(keys);
+      charge(p_->name_sets.back().size());
       p_->name_targets.push_back(std::move(targets));
       break;
     }
@@ -381,11 +432,12 @@ private:
       for (const std::string &spelling : object.properties[i].spellings)
         keys.emplace_back(spelling, static_cast<std::int32_t>(i));
     const std::size_t words = std::max<std::size_t>(1, (object.properties.size() + 63) / 64);
-    p_->objects.emplace_back(KeySet(keys), words);
+    ObjectSpec spec(KeySet(keys), words);
+    charge(spec.keys.size() * words);
+    p_->objects.emplace_back(KeySet({}), words); // its place: the values may hold objects too
     op(Op::kEnterObject, id);
     std::uint32_t skip = op(Op::kJump);
 
-    ObjectSpec spec(KeySet(keys), words);
     spec.required.assign(words, 0);
     spec.possible.assign(words, 0);
     spec.other_key = object.other_key;
@@ -472,8 +524,30 @@ private:
     p_->arrays[static_cast<std::size_t>(id)] = std::move(spec);
   }
 
-  // Fewest bytes from each instruction to the point where its frame takes over, by relaxation: recursion needs
-  // several rounds, code without it one or two.
+  // The root and the rules, so that those called come before their callers as far as recursion lets them.
+  std::vector<std::size_t> callees_first() const {
+    std::vector<std::size_t> order;
+    std::vector<std::uint8_t> met(segments_.size(), 0);
+    std::vector<std::pair<std::size_t, std::size_t>> path{{0, 0}};
+    met[0] = 1;
+    while (!path.empty()) {
+      auto &[segment, at] = path.back();
+      if (at == segments_[segment].callees.size()) {
+        order.push_back(segment);
+        path.pop_back();
+        continue;
+      }
+      const std::size_t next = segments_[segment].callees[at++];
+      if (!met[next]) {
+        met[next] = 1;
+        path.emplace_back(next, 0);
+      }
+    }
+    return order;
+  }
+
+  // Fewest bytes from each instruction to the point where its frame takes over, by relaxation: recursion may need
+  // several rounds, code without it one, and another to see that nothing changes.
   void cost() {
     auto &code = p_->code;
     const auto set = [&](std::size_t ip, std::uint32_t cost, CostEnd end) {
@@ -486,13 +560,18 @@ private:
       }
       return better;
     };
+    std::vector<std::uint32_t> order; // within a rule from the end to the start: values come after what holds them
+    order.reserve(code.size());
+    for (std::size_t segment : callees_first())
+      for (std::uint32_t ip = segments_[segment].end; ip-- > segments_[segment].begin;)
+        order.push_back(ip);
+    std::size_t work = 0;
     for (bool changed = true; changed;) {
       changed = false;
-      for (auto &spec : p_->objects)
-        refresh(spec);
-      for (auto &spec : p_->arrays)
-        spec.separator_cost = code[spec.separator].cost;
-      for (std::size_t ip = code.size(); ip-- > 0;) {
+      work += code.size();
+      if (work > 64 * builder_.limit_)
+        throw BudgetError("the rules of the grammar refer to each other in too many ways");
+      for (std::size_t ip : order) {
         const Instruction in = code[ip];
         const auto then = [&](std::uint64_t local, std::size_t next) {
           changed |= set(ip, static_cast<std::uint32_t>(std::min<std::uint64_t>(kInfinite, local + code[next].cost)),
@@ -565,13 +644,17 @@ private:
           then(code[static_cast<std::size_t>(in.a)].cost, ip + 1);
           break;
         case Op::kEnterObject: {
-          const ObjectSpec &spec = p_->objects[static_cast<std::size_t>(in.a)];
+          ObjectSpec &spec = p_->objects[static_cast<std::size_t>(in.a)];
+          refresh(spec);
           then(object_cost(*p_, spec, std::vector<std::uint64_t>(spec.words, 0), 0, false), ip + 1);
           break;
         }
-        case Op::kEnterArray:
-          then(array_cost(*p_, p_->arrays[static_cast<std::size_t>(in.a)], 0, false), ip + 1);
+        case Op::kEnterArray: {
+          ArraySpec &spec = p_->arrays[static_cast<std::size_t>(in.a)];
+          spec.separator_cost = code[spec.separator].cost;
+          then(array_cost(*p_, spec, 0, false), ip + 1);
           break;
+        }
         }
       }
     }
@@ -587,7 +670,10 @@ private:
     for (std::size_t ip = 0; ip + 1 < code.size(); ++ip)
       if (code[ip].op == Op::kRepeat && code[ip + 1].op == Op::kByte) {
         RepeatSpec &spec = p_->repeats[static_cast<std::size_t>(code[ip].a)];
-        spec.rest = followed(*spec.unit, code[ip + 1].byte);
+        auto [at, fresh] = rests_.try_emplace({spec.unit.get(), code[ip + 1].byte});
+        if (fresh)
+          at->second = followed(*spec.unit, code[ip + 1].byte);
+        spec.rest = at->second;
       }
   }
 
@@ -647,20 +733,46 @@ private:
         break;
       case Op::kStep:
       case Op::kSpace:
-      case Op::kArrayCount:
         next = {ip + 1};
+        break;
+      case Op::kScalar:
+        if (p_->dfas[static_cast<std::size_t>(in.a)]->accepting(0))
+          next = {ip + 1};
+        break;
+      case Op::kRepeat:
+        if (p_->repeats[static_cast<std::size_t>(in.a)].min == 0)
+          next = {ip + 1};
         break;
       case Op::kEnterObject: {
         const ObjectSpec &spec = p_->objects[static_cast<std::size_t>(in.a)];
         next = {spec.entry};
+        if (object_cost(*p_, spec, std::vector<std::uint64_t>(spec.words, 0), 0, false) == 0)
+          next.push_back(ip + 1);
         break;
       }
-      case Op::kObjectNext:
-        next = {p_->objects[static_cast<std::size_t>(in.a)].close};
+      case Op::kObjectNext: // keys are never empty
+        next = {p_->objects[static_cast<std::size_t>(in.a)].close,
+                p_->objects[static_cast<std::size_t>(in.a)].separator};
         break;
-      case Op::kEnterArray:
-        next = {p_->arrays[static_cast<std::size_t>(in.a)].entry};
+      case Op::kEnterArray: {
+        const ArraySpec &spec = p_->arrays[static_cast<std::size_t>(in.a)];
+        next = {spec.entry};
+        if (array_cost(*p_, spec, 0, false) == 0)
+          next.push_back(ip + 1);
         break;
+      }
+      case Op::kArrayItem: {
+        const ArraySpec &spec = p_->arrays[static_cast<std::size_t>(in.a)];
+        next = spec.prefix;
+        if (spec.has_item)
+          next.push_back(spec.item);
+        break;
+      }
+      case Op::kArrayCount: { // not the loop point: from here on items come after separators
+        const ArraySpec &spec = p_->arrays[static_cast<std::size_t>(in.a)];
+        next = {spec.separator, spec.close};
+        break;
+      }
       case Op::kArrayNext: {
         const ArraySpec &spec = p_->arrays[static_cast<std::size_t>(in.a)];
         next = {spec.close};
@@ -704,26 +816,40 @@ private:
   std::map<const Dfa *, std::int32_t> dfa_ids_;
   std::set<NodeId> queued_;
   std::queue<NodeId> pending_;
-  std::map<NodeId, std::uint32_t> rule_entry_;
-  std::vector<std::pair<std::uint32_t, NodeId>> calls_;
+  std::map<NodeId, std::size_t> rule_segment_;
+  std::vector<std::pair<std::uint32_t, NodeId>> calls_; // ascending by instruction
+  struct Segment {                                      // the code of the root or of a rule
+    std::uint32_t begin, end;
+    std::vector<std::size_t> callees;
+  };
+  std::vector<Segment> segments_;
+  std::map<std::pair<const Dfa *, std::uint8_t>, std::shared_ptr<const Dfa>> rests_;
+  std::size_t charged_ = 0;
 };
 
-std::shared_ptr<const Grammar> GrammarBuilder::build(NodeId root, bool calls) const {
-  return std::make_shared<const Grammar>(Compiler(*this).run(root, calls));
+std::shared_ptr<const Grammar> GrammarBuilder::build(NodeId root, bool calls, std::size_t pool_bytes) const {
+  if (root < 0 || static_cast<std::size_t>(root) >= nodes_.size())
+    throw std::invalid_argument("there is no node " + std::to_string(root));
+  return std::make_shared<const Grammar>(Compiler(*this).run(root, calls), pool_bytes);
 }
 
 // ---------------------------------------------------------------------------------------------- Grammar
 
-Grammar::Grammar(std::unique_ptr<const Program> program)
-    : program_(std::move(program)), pool_(std::make_shared<StatePool>(*program_)) {}
+Grammar::Grammar(std::unique_ptr<const Program> program, std::size_t pool_bytes)
+    : program_(std::move(program)), pool_bytes_(pool_bytes) {}
 
 Grammar::~Grammar() = default;
 
-std::shared_ptr<StatePool> Grammar::pool() const {
+std::shared_ptr<StatePool> Grammar::pool(const std::shared_ptr<const Vocabulary> &vocabulary) const {
   std::lock_guard<std::mutex> lock(mutex_);
-  if (pool_->bytes() > kPoolBytes)
-    pool_ = std::make_shared<StatePool>(*program_);
-  return pool_;
+  std::erase_if(pools_, [](const auto &entry) { return entry.first.expired(); });
+  auto found =
+      std::find_if(pools_.begin(), pools_.end(), [&](const auto &entry) { return entry.first.lock() == vocabulary; });
+  if (found == pools_.end())
+    found = pools_.insert(pools_.end(), {vocabulary, std::make_shared<StatePool>(*program_)});
+  else if (found->second->bytes() > pool_bytes_)
+    found->second = std::make_shared<StatePool>(*program_);
+  return found->second;
 }
 
 std::size_t Grammar::instructions() const { return program_->code.size(); }

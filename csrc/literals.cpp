@@ -4,8 +4,9 @@
 #include <cctype>
 #include <charconv>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
+#include <iomanip>
+#include <locale>
+#include <sstream>
 #include <utility>
 #include <vector>
 
@@ -155,6 +156,8 @@ private:
         if (!literal(","))
           return false;
         space();
+        if (at_ < text_.size() && text_[at_] == close) // (1,)
+          break;
         out += ',';
       }
       if (!value(out, depth + 1))
@@ -184,15 +187,19 @@ private:
       return true;
     }
     // 1.50, 15e-1 and 1.5 are one value, and so are 2.0 and 2.
-    char buffer[64];
-    double number = std::strtod(digits.c_str(), nullptr);
-    if (number == 0)
-      number = 0;
+    std::istringstream in(digits); // not strtod, whose decimal point is that of the process's locale
+    in.imbue(std::locale::classic());
+    double number = 0;
+    in >> number; // out of range: the largest of its sign
+    if ((in.fail() && number == 0) || in.peek() != std::istringstream::traits_type::eof())
+      return false;
+    std::ostringstream text;
+    text.imbue(std::locale::classic());
     if (number == static_cast<double>(static_cast<long long>(std::clamp(number, -1e15, 1e15))))
-      std::snprintf(buffer, sizeof buffer, "%lld", static_cast<long long>(number));
+      text << static_cast<long long>(number);
     else
-      std::snprintf(buffer, sizeof buffer, "%.17g", number);
-    out += buffer;
+      text << std::setprecision(17) << number;
+    out += text.str();
     return true;
   }
 
@@ -217,6 +224,8 @@ bool parse_string(std::string_view text, std::size_t &at, std::string &out) {
     std::size_t digits = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0;
     if (digits) {
       if (!parse_hex(text, at, digits, code))
+        return false;
+      if (code > 0x10ffff)
         return false;
       at += digits;
       std::uint32_t low = 0;

@@ -1,7 +1,6 @@
 #include "toolprm/matcher.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 
 #include "automaton.h"
@@ -23,18 +22,29 @@ struct Matcher::Node {
   bool stopped = false;
   std::vector<Step> steps;
 
-  ~Node() { // a long chain must not be released by recursion
-    std::shared_ptr<const Node> next = std::move(parent);
-    while (next && next.use_count() == 1) {
-      auto *node = const_cast<Node *>(next.get());
-      std::shared_ptr<const Node> above = std::move(node->parent);
+  // A long chain must not be released by recursion: the first node to go releases the others one after another, each
+  // of them only leaves its parent for it. (Other threads may hold nodes of the chain: use_count() would not tell.)
+  ~Node() {
+    static thread_local std::shared_ptr<const Node> *left = nullptr;
+    if (left) {
+      *left = std::move(parent);
+      return;
+    }
+    std::shared_ptr<const Node> next = std::move(parent), above;
+    left = &above;
+    while (next) {
+      next.reset();
       next = std::move(above);
     }
+    left = nullptr;
   }
 };
 
 Matcher::Matcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const Vocabulary> vocabulary)
-    : grammar_(std::move(grammar)), vocabulary_(std::move(vocabulary)), pool_(grammar_->pool()) {
+    : grammar_(std::move(grammar)), vocabulary_(std::move(vocabulary)) {
+  if (!grammar_ || !vocabulary_)
+    throw std::invalid_argument("a matcher needs a grammar and a vocabulary");
+  pool_ = grammar_->pool(vocabulary_);
   auto node = std::make_shared<Node>();
   node->state = pool_->initial();
   node_ = std::move(node);
@@ -42,12 +52,14 @@ Matcher::Matcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const V
 
 namespace {
 
+constexpr std::size_t kTriedBytes = 16;
+
 // The key of the member that a step's text ends with; the text begins right after the step before. value: where the
 // member's value begins.
 std::string member_key(std::string_view text, bool first_of_call, std::uint32_t &value) {
   std::size_t at = 0;
-  const auto skip = [&](const char *bytes) {
-    while (at < text.size() && std::strchr(bytes, text[at]))
+  const auto skip = [&](std::string_view bytes) {
+    while (at < text.size() && bytes.find(text[at]) != std::string_view::npos)
       ++at;
     value = static_cast<std::uint32_t>(at);
   };
@@ -99,6 +111,7 @@ bool Matcher::read(std::string_view bytes, bool stop, TokenId token, std::vector
       next.erase(
           std::unique(next.begin(), next.end(), [](const Live &x, const Live &y) { return x.config == y.config; }),
           next.end());
+      check_ambiguity(next.size());
     }
     live.swap(next);
     ++position;
@@ -139,6 +152,7 @@ bool Matcher::read(std::string_view bytes, bool stop, TokenId token, std::vector
         written[at - node_->boundary] = n->bytes[i];
     const bool calls = grammar_->program().calls;
     for (auto e = ended.rbegin(); e != ended.rend(); ++e) {
+      e->end = std::max(e->end, node->boundary); // steps lie end to end
       Step step{e->kind,
                 node->boundary,
                 e->end,
@@ -274,6 +288,15 @@ std::vector<TokenId> Matcher::forced() const {
       ++n;
     }
   }
+  // A byte more can also move a border further back: `"}}` becomes `"}` and `},`. Few bytes can be tried.
+  std::bitset<256> next;
+  pool_->allowed(*state, next);
+  if (next.count() <= kTriedBytes)
+    for (std::uint32_t n = 1; n < trie.size() && trie.byte[n] < 0x80; n = trie.skip[n]) // bytes that are tokens
+      if (const std::uint8_t b = trie.byte[n]; next[b] && trie.first_token[n] < trie.first_token[n + 1]) {
+        const std::vector<TokenId> longer = vocabulary_->tokenize(bytes + static_cast<char>(b));
+        ids.erase(std::mismatch(ids.begin(), ids.end(), longer.begin(), longer.end()).first, ids.end());
+      }
   return ids;
 }
 
@@ -281,6 +304,8 @@ std::uint32_t Matcher::closing_bytes() const { return pool_->cost(*node_->state)
 
 std::string Matcher::closing() const {
   std::string out;
+  if (node_->stopped)
+    return out;
   const State *state = node_->state;
   while (!pool_->complete(*state)) {
     std::uint32_t cost = pool_->cost(*state);

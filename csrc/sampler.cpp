@@ -6,9 +6,8 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <string>
 #include <vector>
-
-#include "automaton.h"
 
 namespace toolprm {
 
@@ -36,6 +35,9 @@ void sample(std::span<const float> logits, const Mask &mask, double temperature,
     for (std::size_t w = 0; w < mask.words.size(); ++w)
       for (auto left = static_cast<std::uint32_t>(mask.words[w]); left; left &= left - 1)
         ids.push_back(static_cast<TokenId>(w * 32 + static_cast<std::size_t>(std::countr_zero(left))));
+  if (!ids.empty() && static_cast<std::size_t>(ids.back()) >= logits.size())
+    throw std::invalid_argument("there are " + std::to_string(logits.size()) + " logits, but token " +
+                                std::to_string(ids.back()) + " is legal");
   const auto logit = [&](TokenId id) { return static_cast<double>(logits[static_cast<std::size_t>(id)]); };
 
   double top = -std::numeric_limits<double>::infinity();
@@ -53,12 +55,12 @@ void sample(std::span<const float> logits, const Mask &mask, double temperature,
   double total = 0;
   for (TokenId id : ids)
     total += std::exp(logit(id) - top);
-  const double log_total = std::log(total) + top;
+  const double log_total = std::log(total); // less top, which may be too large to add it to
 
   if (temperature <= 0) {
     for (std::size_t i = 0; i < uniforms.size(); ++i) {
       tokens[i] = best;
-      logprobs[i] = logit(best) - log_total;
+      logprobs[i] = -log_total;
     }
     return;
   }
@@ -72,7 +74,7 @@ void sample(std::span<const float> logits, const Mask &mask, double temperature,
       at = std::lower_bound(cumulative.begin(), cumulative.end(), sum);
     const TokenId id = ids[static_cast<std::size_t>(at - cumulative.begin())];
     tokens[i] = id;
-    logprobs[i] = logit(id) - log_total;
+    logprobs[i] = logit(id) - top - log_total;
   }
 }
 

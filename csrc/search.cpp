@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <limits>
 #include <map>
+#include <set>
 #include <stdexcept>
 
-#include "automaton.h"
 #include "toolprm/sampler.h"
 
 namespace toolprm {
@@ -39,6 +40,9 @@ struct Row {
   Prefix prefix;
   std::size_t known; // steps that the beam had already
   std::vector<std::uint32_t> draws;
+  std::shared_ptr<const Mask> mask{};      // of the next token
+  std::vector<TokenId> reward_tokens{};    // what the reward model reads of the new steps
+  std::vector<std::int32_t> reward_tags{}; // indices into them: the last token of each judged step's tag
 };
 
 // Over the steps that were judged; 1 while none is.
@@ -71,9 +75,12 @@ double aggregate(const std::vector<ScoredStep> &steps, Aggregate how) {
 std::string decisions(const Prefix &prefix) {
   std::string out;
   std::map<std::string, std::string> arguments;
+  const auto write = [&](const std::string &text) { out += std::to_string(text.size()) + ':' + text; };
   const auto flush = [&] {
-    for (const auto &[path, value] : arguments)
-      out += path + '\1' + value + '\2';
+    for (const auto &[path, value] : arguments) {
+      write(path);
+      write(value);
+    }
     arguments.clear();
   };
   for (const ScoredStep &s : prefix.steps) {
@@ -83,12 +90,12 @@ std::string decisions(const Prefix &prefix) {
     }
     flush();
     if (s.step.kind == StepKind::kFuncName)
-      out += s.step.text;
+      write(s.step.text);
     out += static_cast<char>('A' + static_cast<int>(s.step.kind));
   }
   flush();
   if (prefix.finished)
-    out += '\3';
+    out += '.';
   return out;
 }
 
@@ -106,6 +113,7 @@ struct Search::Task {
   std::vector<Row> rows;       // still being expanded
   std::vector<Row> candidates; // expanded; distinct once all are
   std::vector<Answer> answers;
+  std::map<std::string, std::size_t> answered; // answers by what they decide
   std::vector<TreeNode> tree;
   SearchStats stats;
 
@@ -113,7 +121,7 @@ struct Search::Task {
 
   void start(const std::shared_ptr<BlockPool> &policy, const std::shared_ptr<BlockPool> &reward) {
     Prefix root(request.matcher);
-    const std::size_t needed = closing_tokens(root.matcher);
+    const std::size_t needed = root.matcher.token_count() + closing_tokens(root.matcher);
     if (needed > static_cast<std::size_t>(options().max_tokens))
       throw BudgetError("max_tokens is " + std::to_string(options().max_tokens) +
                         ", but the shortest legal answer needs " + std::to_string(needed));
@@ -155,6 +163,7 @@ struct Search::Task {
 
   void place(Row row) {
     const bool done = done_expanding(row);
+    row.mask = done ? nullptr : row.prefix.matcher.mask(); // here, not in plan(), which must not fail half-way
     (done ? candidates : rows).push_back(std::move(row));
   }
 
@@ -185,12 +194,25 @@ struct Search::Task {
     steps.clear();
   }
 
-  void accept(Prefix &prefix, TokenId token) {
+  static void read(Matcher &matcher, std::span<const TokenId> tokens, std::vector<Step> &steps) {
+    for (TokenId token : tokens)
+      if (!matcher.accept(token, &steps))
+        throw std::logic_error("a token that the grammar had offered was refused");
+  }
+
+  // Writes tokens, unless the answer could then not be completed within max_tokens any more.
+  bool write(Prefix &prefix, std::span<const TokenId> tokens, double logprob) const {
+    Matcher after(prefix.matcher);
     std::vector<Step> steps;
-    if (!prefix.matcher.accept(token, &steps))
-      throw std::logic_error("a token that the grammar had offered was refused");
-    prefix.pending.push_back(token);
+    read(after, tokens, steps);
+    if (!can_close(after))
+      return false;
+    prefix.matcher = std::move(after);
+    prefix.pending.insert(prefix.pending.end(), tokens.begin(), tokens.end());
+    prefix.logprob += logprob;
+    prefix.open_logprob += logprob;
     add_steps(prefix, steps);
+    return true;
   }
 
   void finish(Prefix &prefix) {
@@ -204,8 +226,9 @@ struct Search::Task {
 
   // Writes the shortest end. The invariant of can_close() makes it fit.
   void close(Prefix &prefix) {
-    for (TokenId token : prefix.matcher.vocabulary().tokenize(prefix.matcher.closing()))
-      accept(prefix, token);
+    std::vector<Step> steps;
+    read(prefix.matcher, prefix.matcher.vocabulary().tokenize(prefix.matcher.closing()), steps);
+    add_steps(prefix, steps);
     prefix.closed = true;
     finish(prefix);
   }
@@ -214,15 +237,10 @@ struct Search::Task {
     if (options().forced_runs) {
       const std::vector<TokenId> run = prefix.matcher.forced();
       if (!run.empty()) {
-        Matcher after(prefix.matcher);
-        for (TokenId token : run)
-          after.accept(token);
-        if (!can_close(after)) { // the run and the end tokenised apart may be longer than together
+        if (!write(prefix, run, 0)) { // the run and the end tokenised apart may be longer than together
           close(prefix);
           return;
         }
-        for (TokenId token : run)
-          accept(prefix, token);
         stats.forced_tokens += static_cast<std::int64_t>(run.size());
       }
     }
@@ -235,22 +253,14 @@ struct Search::Task {
       prefix.logprob += logprob;
       prefix.open_logprob += logprob;
       std::vector<Step> steps;
-      if (!prefix.matcher.accept(token, &steps))
-        throw std::logic_error("a stop token that the grammar had offered was refused");
+      read(prefix.matcher, {&token, 1}, steps);
       add_steps(prefix, steps);
       finish(prefix);
-      return;
-    }
-    Matcher after(prefix.matcher);
-    after.accept(token);
-    if (!can_close(after)) {
+    } else if (write(prefix, {&token, 1}, logprob)) {
+      run_forced(prefix);
+    } else {
       close(prefix);
-      return;
     }
-    prefix.logprob += logprob;
-    prefix.open_logprob += logprob;
-    accept(prefix, token);
-    run_forced(prefix);
   }
 
   // One draw a candidate: rows part where their draws differ.
@@ -282,7 +292,14 @@ struct Search::Task {
     std::vector<Row> distinct;
     std::vector<std::vector<std::uint32_t>> draws;
     for (Row &row : candidates) {
-      auto [at, fresh] = known.emplace(decisions(row.prefix), distinct.size());
+      const std::string decided = decisions(row.prefix);
+      if (const auto same = answered.find(decided); same != answered.end()) { // written in other tokens, rounds ago
+        const auto more = static_cast<std::int32_t>(row.draws.size());
+        answers[same->second].multiplicity += more;
+        tree[static_cast<std::size_t>(answers[same->second].node)].multiplicity += more;
+        continue;
+      }
+      auto [at, fresh] = known.emplace(decided, distinct.size());
       if (fresh) {
         draws.push_back(row.draws);
         distinct.push_back(std::move(row));
@@ -307,12 +324,34 @@ struct Search::Task {
     }
     candidates = std::move(distinct);
     stats.distinct_candidates += static_cast<std::int64_t>(candidates.size());
-    const bool to_score =
-        std::any_of(candidates.begin(), candidates.end(), [](const Row &r) { return r.prefix.steps.size() > r.known; });
-    if (request.scoring != Scoring::kNone && to_score)
+    bool to_score = false;
+    for (Row &row : candidates) {
+      if (request.scoring == Scoring::kModel)
+        write_reward(row);
+      const bool fresh = row.prefix.steps.size() > row.known;
+      to_score = to_score || (request.scoring == Scoring::kExternal ? fresh : !row.reward_tokens.empty());
+    }
+    if (to_score)
       phase = Phase::kScoring;
     else
       select();
+  }
+
+  // What the reward model reads of a candidate's new steps.
+  void write_reward(Row &row) const {
+    const RewardFormat &reward = *request.reward;
+    for (std::size_t s = row.known; s < row.prefix.steps.size(); ++s) {
+      const Step &step = row.prefix.steps[s].step;
+      if (!step.text.empty()) {
+        const std::vector<TokenId> text = reward.tokenize(step.text);
+        row.reward_tokens.insert(row.reward_tokens.end(), text.begin(), text.end());
+      }
+      const auto &tag = reward.tags[static_cast<std::size_t>(step.kind)];
+      if (tag.empty()) // read, but not judged
+        continue;
+      row.reward_tokens.insert(row.reward_tokens.end(), tag.begin(), tag.end());
+      row.reward_tags.push_back(static_cast<std::int32_t>(row.reward_tokens.size() - 1));
+    }
   }
 
   double rank(const Prefix &prefix) const {
@@ -321,6 +360,10 @@ struct Search::Task {
     return std::log(std::max(aggregate(prefix.steps, options().aggregate), 1e-300)) +
            options().policy_weight * prefix.logprob;
   }
+
+  // Ranks count to four decimals: what differs by the models' rounding alone, such as the same step scored in two rows,
+  // must stay equal, or batching could change the answer.
+  static double comparable(double rank) { return std::round(rank * 1e4); }
 
   // The best candidates are kept; those among them that are finished become answers.
   void select() {
@@ -332,7 +375,7 @@ struct Search::Task {
       node.rank = r;
       for (std::size_t s = 0; s < node.steps.size(); ++s)
         node.steps[s].score = prefix.steps[candidates[i].known + s].score;
-      order.emplace_back(r, i);
+      order.emplace_back(comparable(r), i);
     }
     std::stable_sort(order.begin(), order.end(), [&](const auto &a, const auto &b) {
       if (a.first != b.first)
@@ -353,7 +396,7 @@ struct Search::Task {
       Row &row = candidates[order[k].second];
       tree[static_cast<std::size_t>(row.prefix.node)].kept = true;
       if (row.prefix.finished)
-        answer(row, order[k].first);
+        answer(row);
       else
         beams.push_back(std::move(row.prefix));
     }
@@ -361,7 +404,7 @@ struct Search::Task {
     ++round;
     if (beams.empty()) {
       std::stable_sort(answers.begin(), answers.end(),
-                       [](const Answer &a, const Answer &b) { return a.rank > b.rank; });
+                       [](const Answer &a, const Answer &b) { return comparable(a.rank) > comparable(b.rank); });
       phase = Phase::kDone;
       return;
     }
@@ -369,15 +412,16 @@ struct Search::Task {
     expand();
   }
 
-  void answer(const Row &row, double rank) {
+  void answer(const Row &row) {
     const Prefix &prefix = row.prefix;
+    answered.emplace(decisions(prefix), answers.size());
     Answer out;
     out.text = prefix.matcher.text();
     out.tokens = prefix.matcher.tokens();
     while (!out.tokens.empty() && prefix.matcher.vocabulary().is_stop(out.tokens.back()))
       out.tokens.pop_back();
     out.steps = prefix.steps;
-    out.rank = rank;
+    out.rank = rank(prefix);
     out.score = request.scoring == Scoring::kNone ? kNoScore : aggregate(prefix.steps, options().aggregate);
     out.logprob = prefix.logprob;
     out.multiplicity = static_cast<std::int32_t>(row.draws.size());
@@ -399,7 +443,9 @@ std::int64_t Search::add(Request request) {
   check(std::isfinite(o.temperature) && o.temperature >= 0, "temperature must be 0 or more");
   check(std::isfinite(o.policy_weight), "policy_weight must be a number");
   check(o.max_tokens >= 1, "max_tokens must be 1 or more");
-  check(request.scoring != Scoring::kModel || request.reward != nullptr, "a reward model needs its format");
+  check(request.policy_length >= 0 && request.reward_length >= 0, "a prefix cannot be shorter than nothing");
+  check(request.scoring != Scoring::kModel || (request.reward != nullptr && request.reward->tokenize != nullptr),
+        "a reward model needs its format, with a tokenizer");
   if (request.options.strategy == Strategy::kGreedy) {
     request.options.temperature = 0;
     request.options.beams = request.options.width = 1;
@@ -413,7 +459,12 @@ std::int64_t Search::add(Request request) {
 
 void Search::cancel(std::int64_t id) { tasks_.erase(id); }
 
-bool Search::finished(std::int64_t id) const { return tasks_.at(id)->phase == Task::Phase::kDone; }
+bool Search::finished(std::int64_t id) const {
+  auto at = tasks_.find(id);
+  if (at == tasks_.end())
+    throw std::out_of_range("request " + std::to_string(id) + " is unknown");
+  return at->second->phase == Task::Phase::kDone;
+}
 
 Result Search::take(std::int64_t id) {
   auto at = tasks_.find(id);
@@ -468,18 +519,17 @@ const Plan &Search::plan() {
     plan_.kind = PlanKind::kDecode;
     ++task->stats.forward_passes;
     const std::size_t before = plan_.uniforms.size();
+    std::set<const Mask *> own;
     for (Row &row : task->rows) {
       Prefix &prefix = row.prefix;
       add_row(plan_, prefix.kv, prefix.pending, task->request.policy_prefix, task->request.policy_length, tables);
       task->stats.policy_tokens += static_cast<std::int64_t>(prefix.pending.size());
       prefix.pending.clear();
       plan_.outputs.push_back(static_cast<std::int32_t>(plan_.tokens.size() - 1));
-      auto mask = prefix.matcher.mask();
-      auto [at, fresh] = known.emplace(mask.get(), static_cast<std::int32_t>(plan_.masks.size()));
-      if (fresh) {
-        plan_.masks.push_back(std::move(mask));
-        ++task->stats.masks;
-      }
+      auto [at, fresh] = known.emplace(row.mask.get(), static_cast<std::int32_t>(plan_.masks.size()));
+      if (fresh)
+        plan_.masks.push_back(row.mask);
+      task->stats.masks += own.insert(row.mask.get()).second ? 1 : 0;
       plan_.mask_index.push_back(at->second);
       plan_.draws.push_back(static_cast<std::int32_t>(row.draws.size()));
       plan_.temperatures.push_back(task->options().temperature);
@@ -517,27 +567,14 @@ const Plan &Search::plan() {
           }
           continue;
         }
-        std::vector<TokenId> tokens;
-        std::vector<std::int32_t> tags;
-        const RewardFormat &reward = *task->request.reward;
-        for (std::size_t s = row.known; s < prefix.steps.size(); ++s) {
-          const Step &step = prefix.steps[s].step;
-          if (!step.text.empty()) {
-            const std::vector<TokenId> text = reward.tokenize(step.text);
-            tokens.insert(tokens.end(), text.begin(), text.end());
-          }
-          const auto &tag = reward.tags[static_cast<std::size_t>(step.kind)];
-          if (tag.empty()) // read, but not judged
-            continue;
-          tokens.insert(tokens.end(), tag.begin(), tag.end());
-          tags.push_back(static_cast<std::int32_t>(plan_.tokens.size() + tokens.size() - 1));
-        }
-        if (tokens.empty()) // nothing new to score
+        if (row.reward_tokens.empty()) // nothing new to score
           continue;
-        add_row(plan_, prefix.reward_kv, tokens, task->request.reward_prefix, task->request.reward_length, tables);
-        task->stats.reward_tokens += static_cast<std::int64_t>(tokens.size());
-        plan_.outputs.insert(plan_.outputs.end(), tags.begin(), tags.end());
-        share += tags.size();
+        for (std::int32_t tag : row.reward_tags)
+          plan_.outputs.push_back(static_cast<std::int32_t>(plan_.tokens.size()) + tag);
+        add_row(plan_, prefix.reward_kv, row.reward_tokens, task->request.reward_prefix, task->request.reward_length,
+                tables);
+        task->stats.reward_tokens += static_cast<std::int64_t>(row.reward_tokens.size());
+        share += row.reward_tags.size();
       }
       shares_.emplace_back(id, share);
     }
@@ -550,6 +587,28 @@ const Plan &Search::plan() {
   return plan_;
 }
 
+// Hands each request of the open plan what is its own, from an index on.
+template <class Use> void Search::commit(const Use &use) {
+  planned_ = false;
+  std::exception_ptr failure;
+  std::size_t first = 0;
+  for (auto [id, share] : shares_) {
+    auto found = tasks_.find(id);
+    if (found != tasks_.end()) { // else cancelled meanwhile
+      try {
+        use(*found->second, first);
+      } catch (...) {
+        tasks_.erase(found);
+        if (!failure)
+          failure = std::current_exception();
+      }
+    }
+    first += share;
+  }
+  if (failure)
+    std::rethrow_exception(failure);
+}
+
 void Search::commit_tokens(std::span<const TokenId> tokens, std::span<const double> logprobs) {
   check(planned_ && plan_.kind == PlanKind::kDecode, "tokens were not asked for: plan() first");
   check(tokens.size() == plan_.uniforms.size() && logprobs.size() == tokens.size(),
@@ -558,35 +617,23 @@ void Search::commit_tokens(std::span<const TokenId> tokens, std::span<const doub
   for (std::size_t output = 0; output < plan_.draws.size(); ++output) {
     const Mask &mask = *plan_.masks[static_cast<std::size_t>(plan_.mask_index[output])];
     for (std::int32_t i = 0; i < plan_.draws[output]; ++i, ++at) {
-      const TokenId t = tokens[at];
-      const bool legal =
-          mask.words.empty()
-              ? std::find(mask.few.begin(), mask.few.end(), t) != mask.few.end()
-              : t >= 0 && static_cast<std::size_t>(t) / 32 < mask.words.size() &&
-                    (static_cast<std::uint32_t>(mask.words[static_cast<std::size_t>(t) / 32]) >> (t % 32) & 1) != 0;
-      if (!legal)
-        throw std::invalid_argument("token " + std::to_string(t) + " is not legal in row " + std::to_string(output));
+      if (!mask.legal(tokens[at]))
+        throw std::invalid_argument("token " + std::to_string(tokens[at]) + " is not legal in row " +
+                                    std::to_string(output));
+      check(std::isfinite(logprobs[at]), "a log-probability must be a finite number");
     }
   }
-  planned_ = false;
-  at = 0;
-  for (auto [id, share] : shares_) {
-    auto found = tasks_.find(id);
-    if (found == tasks_.end()) { // cancelled meanwhile
-      at += share;
-      continue;
-    }
-    Task &task = *found->second;
+  commit([&](Task &task, std::size_t first) {
     std::vector<Row> rows = std::move(task.rows);
     task.rows.clear();
     for (Row &row : rows) {
       const std::size_t draws = row.draws.size();
-      task.draw(std::move(row), tokens.subspan(at, draws), logprobs.subspan(at, draws));
-      at += draws;
+      task.draw(std::move(row), tokens.subspan(first, draws), logprobs.subspan(first, draws));
+      first += draws;
     }
     if (task.rows.empty())
       task.settle();
-  }
+  });
 }
 
 void Search::commit_scores(std::span<const double> scores) {
@@ -596,23 +643,16 @@ void Search::commit_scores(std::span<const double> scores) {
         "as many scores as the plan's outputs are wanted");
   for (double score : scores)
     check(score >= 0 && score <= 1, "a score must be between 0 and 1");
-  planned_ = false;
-  std::size_t at = 0;
-  for (auto [id, share] : shares_) {
-    auto found = tasks_.find(id);
-    if (found == tasks_.end()) { // cancelled meanwhile
-      at += share;
-      continue;
-    }
-    const RewardFormat *reward = external ? nullptr : found->second->request.reward.get();
-    for (Row &row : found->second->candidates)
+  commit([&](Task &task, std::size_t next) {
+    const RewardFormat *reward = external ? nullptr : task.request.reward.get();
+    for (Row &row : task.candidates)
       for (std::size_t s = row.known; s < row.prefix.steps.size(); ++s) {
         ScoredStep &step = row.prefix.steps[s];
         if (!reward || !reward->tags[static_cast<std::size_t>(step.step.kind)].empty())
-          step.score = scores[at++];
+          step.score = scores[next++];
       }
-    found->second->select();
-  }
+    task.select();
+  });
 }
 
 } // namespace toolprm

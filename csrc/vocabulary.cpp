@@ -9,7 +9,7 @@
 namespace toolprm {
 
 namespace {
-constexpr std::size_t kCachedTexts = 1 << 16;
+constexpr std::size_t kCachedTextBytes = std::size_t{32} << 20;
 constexpr std::size_t kCachedScalarMasks = 2048; // about 19 KB each for 152k tokens
 } // namespace
 
@@ -128,9 +128,13 @@ std::vector<TokenId> Vocabulary::tokenize(std::string_view bytes) const {
   if (ids.empty() || !spells(ids, bytes))
     ids = longest_match(bytes);
   std::lock_guard<std::mutex> lock(mutex_);
-  if (cache_.size() >= kCachedTexts)
+  const std::size_t room = key.size() + ids.size() * sizeof(TokenId) + 128;
+  if (cached_bytes_ + room > kCachedTextBytes) {
     cache_.clear();
-  cache_.emplace(std::move(key), ids);
+    cached_bytes_ = 0;
+  }
+  if (cache_.emplace(std::move(key), ids).second)
+    cached_bytes_ += room;
   return ids;
 }
 
@@ -142,8 +146,6 @@ std::shared_ptr<const ScalarMask> Vocabulary::scalar_mask(const std::shared_ptr<
     auto found = masks_.find(key);
     if (found != masks_.end())
       return found->second;
-    if (masks_.size() >= kCachedScalarMasks)
-      return nullptr;
   }
   auto mask = std::make_shared<ScalarMask>();
   mask->inside.assign(words(), 0);
@@ -165,6 +167,8 @@ std::shared_ptr<const ScalarMask> Vocabulary::scalar_mask(const std::shared_ptr<
     ++node;
   }
   std::lock_guard<std::mutex> lock(mutex_);
+  if (masks_.size() >= kCachedScalarMasks) // also lets the automata of grammars that are gone go
+    masks_.clear();
   return masks_.emplace(std::move(key), std::move(mask)).first->second;
 }
 

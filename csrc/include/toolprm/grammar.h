@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -28,7 +29,7 @@ const char *step_kind_name(StepKind kind);
 inline constexpr std::uint32_t kInfinite = std::numeric_limits<std::uint32_t>::max() / 4;
 inline constexpr std::uint32_t kUnbounded = std::numeric_limits<std::uint32_t>::max();
 
-// The grammar grew past its budget of instructions.
+// A limit was reached: the instructions of a grammar, the ways to read a text, or the tokens of an answer.
 struct BudgetError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -64,83 +65,110 @@ private:
   std::vector<std::bitset<256>> allowed_;
 };
 
-struct Program;  // the compiled automaton
-class StatePool; // interned states of a program
-struct State;    // one interned set of configurations
+struct Program;  // the compiled automaton: private to the core
+class StatePool; // its interned states: private to the core
 using NodeId = std::int32_t;
 
+// What GrammarBuilder::build() makes. Immutable but for its pools of states; safe to share between threads.
 class Grammar {
 public:
-  explicit Grammar(std::unique_ptr<const Program> program);
+  Grammar(std::unique_ptr<const Program> program, std::size_t pool_bytes);
   ~Grammar();
   const Program &program() const { return *program_; }
-  // States are interned in a pool that all matchers of a generation share. When it holds more than limit bytes,
+  // States are interned in a pool that all matchers with this vocabulary share. When it holds more than pool_bytes,
   // matchers made from then on get a fresh one; the old pool goes with its last matcher.
-  std::shared_ptr<StatePool> pool() const;
+  std::shared_ptr<StatePool> pool(const std::shared_ptr<const Vocabulary> &vocabulary) const;
+  // Size of the compiled automaton.
   std::size_t instructions() const;
   // Fewest bytes of a complete text.
   std::uint32_t shortest() const;
 
 private:
   std::unique_ptr<const Program> program_;
+  std::size_t pool_bytes_;
   mutable std::mutex mutex_;
-  mutable std::shared_ptr<StatePool> pool_;
+  mutable std::vector<std::pair<std::weak_ptr<const Vocabulary>, std::shared_ptr<StatePool>>> pools_;
 };
 
-// Puts a grammar together bottom-up. Each call returns the id of a node for use in later calls.
+// Puts a grammar together bottom-up. Each call returns the id of a node for use in later calls; a node may be used in
+// several places. Not thread-safe.
+//
+//   GrammarBuilder b;
+//   NodeId yes = b.literal("yes"), no = b.literal("no");
+//   auto grammar = b.build(b.sequence({b.choice({yes, no}), b.stop()}), false);
+//
+// Where a text can be read in two ways at once, both must have ended the same steps: what marks their ends must be
+// decided by the bytes so far.
+//
+// All of them throw std::invalid_argument for ids that are not of earlier calls and for automata that are missing, and
+// BudgetError for nodes nested more than kMaxNesting deep (recursion goes through rules) or more nodes than
+// max_instructions.
 class GrammarBuilder {
 public:
+  static constexpr std::uint32_t kMaxNesting = 2000;
+
   struct Property {
-    std::vector<std::string> spellings; // the key as it may be written, with quotes (or a trailing `=`); prefix-free
-    NodeId value;                       // what follows the key, separator included
+    // The key as it may be written, with quotes (or a trailing `=`): at least one; no spelling of the object begins
+    // another.
+    std::vector<std::string> spellings;
+    NodeId value; // what follows the key, separator included
     bool required;
   };
+  // open, then members in any order with separators between them, then close. No property comes twice.
   struct Object {
     NodeId open, separator, close;
     std::vector<Property> properties;
-    std::shared_ptr<const Dfa> other_key; // keys that are not among the properties; null: none allowed
-    NodeId other_value = -1;
+    // Keys that are not among the properties; null: none allowed. A key ends as soon as the automaton accepts.
+    std::shared_ptr<const Dfa> other_key;
+    NodeId other_value = -1;                 // what follows such a key
     std::uint32_t min = 0, max = kUnbounded; // members
     bool arguments = false;                  // each member ends an ARG_VALUE step
   };
+  // open, then items with separators between them, then close.
   struct Array {
     NodeId open, separator, close;
-    std::vector<NodeId> prefix;
-    NodeId item = -1; // -1: nothing after the prefix
+    std::vector<NodeId> prefix; // the first items, one each
+    NodeId item = -1;           // -1: nothing after the prefix
     std::uint32_t min = 0, max = kUnbounded;
   };
 
+  // max_instructions: compile budget, about one a byte of literals and a few for each other node; the tries of names
+  // and keys count too.
   explicit GrammarBuilder(std::size_t max_instructions = 4'000'000) : limit_(max_instructions) {}
 
   NodeId literal(std::string bytes);
+  // Bytes that the automaton accepts. Where more than one length does, each is tried.
   NodeId scalar(std::shared_ptr<const Dfa> dfa);
   // min to max repetitions of a prefix-free, never empty unit (characters of a string).
+  // Throws ImpossibleGrammar where min is more than max.
   NodeId repeat(std::shared_ptr<const Dfa> unit, std::uint32_t min, std::uint32_t max);
   NodeId sequence(std::vector<NodeId> parts);
   // One of the options; without any, nothing.
   NodeId choice(std::vector<NodeId> options);
-  // A prefix-free set of names, each followed by its own node.
+  // One of a prefix-free set of names, followed by its own node. build() throws where nothing can follow one.
   NodeId names(std::vector<std::pair<std::string, NodeId>> entries);
   NodeId object(Object object);
   NodeId array(Array array);
-  // A step of this kind ends here, back bytes before the last byte read.
+  // A step of this kind ends here, back bytes before the last byte read (not before the end of the step before it).
   NodeId step(StepKind kind, std::uint32_t back = 0);
   // Any run of JSON white space.
   NodeId space();
-  // The text may end here.
+  // The text may end here, and must: only steps may follow.
   NodeId stop();
   // A rule may be used before it is defined, and by itself: recursion.
   NodeId declare_rule(std::string label);
   void define_rule(NodeId rule, NodeId body);
 
   // calls: the text is a list of calls, paths start with the index of the call.
-  // Throws BudgetError, ImpossibleGrammar, std::invalid_argument.
-  std::shared_ptr<const Grammar> build(NodeId root, bool calls) const;
+  // pool_bytes: about how much memory the grammar's interned states may take before they are begun anew.
+  // Throws BudgetError past max_instructions; ImpossibleGrammar where no finite text is legal or a rule comes back to
+  // itself without reading a byte; std::invalid_argument for rules without a body and names that begin another.
+  std::shared_ptr<const Grammar> build(NodeId root, bool calls, std::size_t pool_bytes = std::size_t{256} << 20) const;
 
 private:
   friend class Compiler;
   struct Node;
-  NodeId add(Node node);
+  NodeId add(Node node, std::span<const NodeId> children);
   std::size_t limit_;
   std::vector<std::shared_ptr<Node>> nodes_;
 };

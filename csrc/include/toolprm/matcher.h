@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "toolprm/grammar.h"
+#include "toolprm/mask.h"
 #include "toolprm/vocabulary.h"
 
 namespace toolprm {
@@ -22,16 +23,27 @@ struct Step {
   std::uint32_t value = 0;  // ARG_VALUE: where the value begins in text
 };
 
-struct Mask;
-struct State;
+struct State; // what a text has come to: private to the core
 class StatePool;
 
-// Not thread-safe itself; matchers of one grammar may be used from different threads at once.
+// Not thread-safe itself; matchers of one grammar, forks of each other among them, may be used from different threads
+// at once. Keeps its grammar and vocabulary alive.
+//
+//   Matcher m(grammar, vocabulary);
+//   while (!m.is_over()) {
+//     m.fill_mask(row.data());
+//     m.accept(choose(row)); // a stop token ends the text
+//   }
+//
+// All that read ahead or write masks throw BudgetError where the text can be read in too many ways at once (the
+// alternatives of a schema overlap exponentially); the matcher is then unchanged.
 class Matcher {
 public:
+  // At the start of a text. Throws std::invalid_argument where one of them is null.
   Matcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const Vocabulary> vocabulary);
 
-  // Reads a token. Returns false, and changes nothing, where it is illegal. Appends the steps that it completed.
+  // Reads a token. Returns false, and changes nothing, where it is illegal (ids outside the vocabulary among them).
+  // Appends the steps that it completed.
   bool accept(TokenId token, std::vector<Step> *steps = nullptr);
   // Reads bytes without tokens (they count as one token for rollback).
   bool accept_bytes(std::string_view bytes, std::vector<Step> *steps = nullptr);
@@ -40,15 +52,16 @@ public:
   // Takes the last count tokens back. Throws std::out_of_range when there are fewer.
   void rollback(std::size_t count);
 
-  // Writes ceil(vocabulary / 32) words, bit = legal.
-  void fill_mask(std::int32_t *row) const;
+  // The legal tokens. Computed once a state: matchers in equal states share it.
   std::shared_ptr<const Mask> mask() const;
+  // Writes them to row, ceil(vocabulary / 32) words, bit = legal.
+  void fill_mask(std::int32_t *row) const;
   // Tokens of the only text that can follow, as the tokenizer would write it; at the end of the run those are left
   // out with which the next byte could still merge. Empty where there is a choice.
   std::vector<TokenId> forced() const;
   // The only bytes that can follow (up to limit), whatever the tokens.
   std::string forced_bytes(std::size_t limit = 4096) const;
-  // A shortest text that completes the answer from here.
+  // A shortest text that completes the answer from here; empty where it is complete.
   std::string closing() const;
   // Fewest bytes that complete the answer.
   std::uint32_t closing_bytes() const;
@@ -59,6 +72,7 @@ public:
   // A stop token was read.
   bool is_stopped() const;
 
+  // What was read so far. tokens(): without the bytes read by accept_bytes(); token_count(): with those runs, one each.
   std::string text() const;
   std::vector<TokenId> tokens() const;
   std::size_t token_count() const;
@@ -67,7 +81,7 @@ public:
   std::uint32_t boundary() const;
   // All steps completed so far.
   std::vector<Step> steps() const;
-  // Equal states allow exactly the same continuations.
+  // A key: among living matchers of one grammar and vocabulary, equal states allow exactly the same continuations.
   const State *state() const;
   const Grammar &grammar() const { return *grammar_; }
   const Vocabulary &vocabulary() const { return *vocabulary_; }

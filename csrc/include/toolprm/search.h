@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "toolprm/block_pool.h"
+#include "toolprm/mask.h"
 #include "toolprm/matcher.h"
 
 namespace toolprm {
@@ -57,8 +58,6 @@ struct Request {
   std::int32_t reward_length = 0;
   std::shared_ptr<const RewardFormat> reward;
 };
-
-struct Mask;
 
 enum class PlanKind : std::uint8_t { kDecode, kScore, kDone };
 
@@ -122,27 +121,41 @@ struct Result {
 };
 
 // Several requests at once. Not thread-safe: one thread at a time.
+//
+//   Search search;
+//   auto id = search.add({matcher, options});
+//   for (const Plan *plan = &search.plan(); plan->kind == PlanKind::kDecode; plan = &search.plan()) {
+//     run_model(*plan, logits); // [outputs, vocabulary]
+//     draw(*plan, logits, tokens, logprobs); // by sample() on a CPU
+//     search.commit_tokens(tokens, logprobs);
+//   }
+//   Result result = search.take(id);
 class Search {
 public:
+  // block_size: slots of a block of keys and values. Throws std::invalid_argument below 1.
   explicit Search(std::int32_t block_size = 16);
   ~Search();
   Search(const Search &) = delete;
   Search &operator=(const Search &) = delete;
 
-  // Returns the request's id. Throws std::invalid_argument for options out of range and BudgetError where max_tokens
-  // is too small for any answer.
+  // Returns the request's id. Throws std::invalid_argument for options out of range, BudgetError where max_tokens is
+  // too small for any answer, and what the tokenizers throw; the search is then as before.
   std::int64_t add(Request request);
   // Drops a request and its blocks; unknown ids are ignored. What an open plan asks for it is ignored at the commit.
   void cancel(std::int64_t id);
+  // Throws std::out_of_range for an unknown id.
   bool finished(std::int64_t id) const;
-  // Takes a finished request out. Throws std::out_of_range.
+  // Takes a finished request out. Throws std::out_of_range where it is unknown or not finished.
   Result take(std::int64_t id);
 
   // What to run next; the same plan again until it is committed. Requests added meanwhile wait for the next one.
+  // The reference is good until the next call that makes another plan.
   const Plan &plan();
-  // tokens and log-probabilities, one a sample of the plan. Throws std::invalid_argument for illegal tokens or counts.
+  // tokens and log-probabilities, one a sample of the plan. Throws std::invalid_argument for illegal tokens or wrong
+  // counts; the plan is then still open. Where a request cannot go on (its tokenizer throws, or its text can be read in
+  // too many ways), all others are committed, it is dropped, and what it threw is thrown.
   void commit_tokens(std::span<const TokenId> tokens, std::span<const double> logprobs);
-  // Scores in [0, 1], one an output of the plan.
+  // Scores in [0, 1], one an output of the plan. Throws as commit_tokens() does.
   void commit_scores(std::span<const double> scores);
 
   const BlockPool &policy_pool() const { return *policy_pool_; }
@@ -150,6 +163,7 @@ public:
 
 private:
   struct Task;
+  template <class Use> void commit(const Use &use);
   std::shared_ptr<BlockPool> policy_pool_, reward_pool_;
   std::map<std::int64_t, std::unique_ptr<Task>> tasks_;
   std::int64_t next_id_ = 0;

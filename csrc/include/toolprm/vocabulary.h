@@ -14,7 +14,7 @@
 
 namespace toolprm {
 
-class Dfa;
+class Dfa; // in grammar.h
 
 using TokenId = std::int32_t;
 
@@ -38,28 +38,32 @@ struct ScalarMask {
   std::vector<std::uint32_t> exits; // trie nodes at which the value may be over, with tokens that go on after it
 };
 
-// Immutable but for its caches; safe to share between threads.
+// What a model's tokens write, and which of them end an answer. Immutable but for its caches; safe to share between
+// threads as far as the tokenizer that it was given is.
 class Vocabulary {
 public:
   // tokens[id] holds the bytes of a token; an empty entry is never legal in text (special or unused ids).
-  // stop_ids end an answer. Throws std::invalid_argument for stop ids out of range or tokens over 65,534 bytes.
+  // stop_ids end an answer; they write nothing, whatever their entry says.
+  // Throws std::invalid_argument for stop ids out of range or tokens over 65,534 bytes.
   Vocabulary(std::vector<std::string> tokens, std::vector<TokenId> stop_ids, Tokenize tokenize = {});
 
   std::size_t size() const { return tokens_.size(); }
   // Number of int32 words in a mask row: one bit a token.
   std::size_t words() const { return (tokens_.size() + 31) / 32; }
+  // The bytes of a token that the vocabulary contains.
   const std::string &token(TokenId id) const { return tokens_[static_cast<std::size_t>(id)]; }
   bool contains(TokenId id) const { return id >= 0 && static_cast<std::size_t>(id) < tokens_.size(); }
   const std::vector<TokenId> &stop_ids() const { return stop_ids_; }
   bool is_stop(TokenId id) const;
   const TokenTrie &trie() const { return trie_; }
+  // Bytes of the longest token.
   std::size_t longest() const { return longest_; }
 
   // Token ids that spell the bytes: the tokenizer's own where they do, else the longest match.
-  // Throws std::invalid_argument where no sequence of tokens spells them.
+  // Throws std::invalid_argument where the longest match finds no token for a byte, and what the tokenizer throws.
   std::vector<TokenId> tokenize(std::string_view bytes) const;
 
-  // Computed once a (automaton, state); null when too many are kept already.
+  // Computed once a (automaton, state), as long as there is room for it.
   std::shared_ptr<const ScalarMask> scalar_mask(const std::shared_ptr<const Dfa> &dfa, std::int32_t state) const;
 
 private:
@@ -74,6 +78,7 @@ private:
   std::size_t longest_ = 0;
   mutable std::mutex mutex_;
   mutable std::unordered_map<std::string, std::vector<TokenId>> cache_;
+  mutable std::size_t cached_bytes_ = 0;
   mutable std::map<std::pair<std::shared_ptr<const Dfa>, std::int32_t>, std::shared_ptr<const ScalarMask>> masks_;
 };
 
