@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -108,7 +109,19 @@ def _refuse(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+def _float(text: str) -> float:
+    """A number too large for a float becomes the largest there is: infinity could not be written as JSON again."""
+    return max(-sys.float_info.max, min(sys.float_info.max, float(text)))
+
+
+def _int(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:  # Python reads no more than 4,300 digits
+        return _float(text)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_float, parse_int=_int)
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NAME = re.compile(r"[^\s(),\[\]]+(?=\s*\()")
@@ -205,7 +218,7 @@ class _Reader:
             return self.string(match)
         if match := _NUMBER.match(self.text, self.at):
             self.at = match.end()
-            return json.loads(match.group())
+            return _DECODER.decode(match.group())
         for word, meaning in _WORDS.items():
             if self.text.startswith(word, self.at):
                 self.at += len(word)

@@ -23,7 +23,8 @@ class Verdict:
 
     legal: it is laid out as the format asks, and its calls fit their schemas; only such texts may be accepted.
     plain: it is spelt as json.dumps (or repr) spells it; legal texts that are plain must be accepted. Others may be
-        refused: numbers such as 5e0 for an integer, escapes such as \\u0061 in a key or in the value of an enum.
+        refused: numbers such as 5e0 for an integer, escapes such as \\u0061 in a key or in the value of an enum, and
+        in Pythonic texts keys with characters that repr() alone escapes.
     """
 
     legal: bool
@@ -50,7 +51,20 @@ def judge(text: str, format: str, tools: Sequence[Tool]) -> Verdict:
     schemas = {tool.name: tool.parameters for tool in tools}
     legal = not misfits(plain_calls, list(tools))
     legal = legal and not any(_repeats(schemas[name], arguments) for name, arguments in calls)
-    return Verdict(legal, text in {write(plain_calls, format, dumps) for dumps in dumps_of(format)})
+    plain = text in {write(plain_calls, format, dumps) for dumps in dumps_of(format)}
+    return Verdict(legal, plain and (format != "pythonic" or all(map(_is_plain_key, _keys(plain_calls)))))
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from value
+    for member in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keys(member)
+
+
+def _is_plain_key(key: str) -> bool:
+    """Whether repr() escapes nothing in it but what JSON escapes too: such keys have one spelling only."""
+    return key.replace("\n", "").isprintable() and not {"'", '"'} <= set(key)
 
 
 def _plain(value: Any) -> Any:
@@ -168,7 +182,7 @@ def _python_calls(text: str) -> Iterator[tuple[str, Any]]:
     if re.search(r"[\x00\r\f]", text) or not text.startswith("["):
         raise _Refused("not plain Python")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # escapes that Python does not know
+        warnings.simplefilter("ignore")  # escapes that Python does not know
         tree = ast.parse(text, mode="eval").body
     if not isinstance(tree, ast.List):
         raise _Refused("no list")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial, wraps
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from toolprm_decode import _core
 from toolprm_decode.errors import BudgetExceeded, FormatError, RequestError, ToolSchemaError
-from toolprm_decode.formats import Format, get_format
-from toolprm_decode.grammar.schema import Impossible, Schema, SchemaCompiler, Style, spellings
+from toolprm_decode.formats import Format, get_format, pick_format
+from toolprm_decode.grammar.merging import Schema
+from toolprm_decode.grammar.schema import Impossible, SchemaCompiler, Style, spellings
 from toolprm_decode.grammar.vocabulary import load_tokenizer, vocabulary
 from toolprm_decode.tools import Tool, read_tools
 
@@ -43,6 +45,23 @@ class Step:
     logprob: float | None = None
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _within_budget(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Alternatives that overlap without end show only when a text is read."""
+
+    @wraps(method)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(*args, **kwargs)
+        except _core.BudgetError as error:
+            raise BudgetExceeded(str(error)) from error
+
+    return call
+
+
 def _steps(core: Sequence[_core.Step]) -> list[Step]:
     return [Step(s.kind, s.text, s.start, s.end, s.path) for s in core]
 
@@ -66,6 +85,9 @@ class CallGrammar:
         FormatError: unknown format, or a name the format cannot write.
         TokenizerError: the bytes of the tokens cannot be recovered.
         BudgetExceeded: the grammar outgrows max_instructions, or a scalar its own budget of states.
+
+    Attributes:
+        tools: as read. format: the call format, None for a schema. format_reason: why that one, in words.
     """
 
     def __init__(
@@ -82,7 +104,9 @@ class CallGrammar:
     ):
         tokenizer = load_tokenizer(tokenizer)
         self.tools: list[Tool] = read_tools(tools)
-        self.format: Format | None = get_format(format, _chat_template(tokenizer))
+        template = _chat_template(tokenizer)
+        self.format: Format | None = get_format(format, template)
+        self.format_reason = pick_format(template)[1] if format == "auto" else f"{self.format.name} was asked for"
         if max_calls is not None and max_calls < 1:
             raise RequestError(f"max_calls must be 1 or more, not {max_calls}")
         if not self.tools and not allow_no_call:
@@ -107,7 +131,7 @@ class CallGrammar:
         the value.
         """
         self = cls.__new__(cls)
-        self.tools, self.format = [], None
+        self.tools, self.format, self.format_reason = [], None, "one JSON value"
         self._vocabulary = vocabulary(load_tokenizer(tokenizer), stop_ids)
         builder = _core.GrammarBuilder(max_instructions)
 
@@ -121,15 +145,18 @@ class CallGrammar:
         self._grammar = _translate(build, None)
         return self
 
+    @_within_budget
     def matcher(self) -> Matcher:
         """A matcher at the start of an answer."""
         return Matcher(_core.Matcher(self._grammar, self._vocabulary))
 
+    @_within_budget
     def accepts(self, text: str | bytes) -> bool:
         """Whether the whole text is a legal answer. Raises RequestError for invalid UTF-8."""
         matcher = _core.Matcher(self._grammar, self._vocabulary)
         return matcher.accept_bytes(_utf8(text)) is not None and bool(matcher.is_complete)
 
+    @_within_budget
     def steps(self, text: str | bytes) -> list[Step]:
         """The steps of a legal answer. Raises FormatError, with the byte where it leaves the grammar."""
         matcher = _core.Matcher(self._grammar, self._vocabulary)
@@ -150,15 +177,20 @@ class CallGrammar:
 
 
 class Matcher:
-    """One answer on its way through the grammar. Fork and rollback cost a pointer. Not thread-safe itself."""
+    """One answer on its way through the grammar. Fork and rollback cost a pointer. Not thread-safe itself.
+
+    Its methods raise BudgetExceeded where a schema's alternatives overlap so much that reading gets out of hand.
+    """
 
     def __init__(self, core: _core.Matcher):
         self._core = core
 
+    @_within_budget
     def fill_mask(self, row: npt.NDArray[np.int32]) -> None:
         """Writes the legal tokens into `row`, int32 [>= ceil(vocabulary / 32)], bit = legal; further words are 0."""
         self._core.fill_mask(row)
 
+    @_within_budget
     def accept(self, token_id: int) -> list[Step]:
         """Reads a token; returns the steps it completed. An illegal one is a ValueError and changes nothing."""
         steps = self._core.accept(token_id)
@@ -166,6 +198,7 @@ class Matcher:
             raise ValueError(f"token {token_id} is not legal after {self._core.text[-40:]!r}")
         return _steps(steps)
 
+    @_within_budget
     def forced(self) -> list[int]:
         """The tokens of the only text that can follow, in canonical tokenisation; [] where there is a choice."""
         return list(self._core.forced())
@@ -220,11 +253,11 @@ class _CallCompiler:
 
     def __call__(self, tools: Sequence[Tool]) -> _core.Grammar:
         try:
-            return _translate(lambda: self._build(tools), None)
+            return _translate(partial(self._build, tools), None)
         except Impossible as error:
             if error.tool is None:  # the core does not know tools: find the one at fault
                 for tool in tools:
-                    _translate(lambda tool=tool: self._build([tool]), tool.name)
+                    _translate(partial(self._build, [tool]), tool.name)
             raise
 
     def _build(self, tools: Sequence[Tool]) -> _core.Grammar:

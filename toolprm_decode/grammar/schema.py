@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NoReturn
 from urllib.parse import unquote
 
@@ -25,7 +25,8 @@ Style = Literal["json", "python"]
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 MAX_DEPTH = 200  # nested schemas; beyond it Python's own stack is at risk
-MAX_ALTERNATIVES = 2_000  # options of one union after it is multiplied out
+MAX_DISJOINT = 500  # alternatives of a oneOf: each is compared with each
+MAX_ALTERNATIVES = 2_000  # options of one union, those of unions inside it among them
 
 
 def _word_set(text: str) -> frozenset[str]:
@@ -50,6 +51,14 @@ _TRIVIAL: dict[str, tuple[Any, ...]] = {
     "unevaluatedProperties": (True, {}),
     "unevaluatedItems": (True, {}),
     "not": (False,),
+}
+# Keywords that ask for nothing without one of these beside them.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "if": ("then", "else"),
+    "then": ("if",),
+    "else": ("if",),
+    "minContains": ("contains",),
+    "maxContains": ("contains",),
 }
 _UNSUPPORTED = _word_set(
     """
@@ -133,6 +142,8 @@ class SchemaCompiler:
         self.flexible, self.closed = flexible, closed
         self._rules: dict[tuple[str, bool], int] = {}
         self._impossible: dict[tuple[str, bool], Impossible] = {}
+        # Conjunctions that were worked out, by the identity of their schema, which is kept alive here.
+        self._conjunctions: dict[int, tuple[Schema, Schema]] = {}
         self._any: int | None = None
         self._depth = 0
 
@@ -172,7 +183,7 @@ class SchemaCompiler:
         if "$ref" in schema:
             return self._reference(schema, pointer, arguments)
         if "allOf" in schema:
-            return self._options(self._all_of(schema, pointer), pointer, arguments)
+            return self._shared(self._all_of(schema, pointer), pointer, arguments)
         if "enum" in schema or "const" in schema:
             return self._enumeration(schema, pointer, arguments)
         for word in ("anyOf", "oneOf"):
@@ -185,6 +196,8 @@ class SchemaCompiler:
         for word, value in schema.items():
             if not isinstance(word, str):
                 self._fail(pointer, None, f"a keyword must be a string, not {word!r:.60}")
+            if word in _NEEDS and not any(other in schema for other in _NEEDS[word]):
+                continue
             if word in _UNSUPPORTED and not any(equal(value, trivial) for trivial in _TRIVIAL.get(word, ())):
                 raise UnsupportedSchemaError(
                     f"{word} cannot be enforced; remove it or express it with another keyword",
@@ -200,14 +213,19 @@ class SchemaCompiler:
         flat, _ = self._without_reference(target, at, pointer)  # refuses circles
         siblings = {k: v for k, v in schema.items() if k != "$ref" and k not in _ANNOTATIONS}
         if siblings:
-            target = self._merged(siblings, flat, pointer)
-            # Where the reference is recursive, the same conjunction is met again inside itself.
-            at = json.dumps(target, sort_keys=True, default=repr)
-        key = (at, arguments)
+            return self._shared(self._merged(siblings, flat, pointer), pointer, arguments)
+        return self._rule(at, target, at, arguments)
+
+    def _shared(self, merged: Schema, pointer: str, arguments: bool) -> list[int]:
+        """The options of a conjunction. Where it is recursive, the same one is met again inside itself."""
+        return self._rule(json.dumps(merged, sort_keys=True, default=repr), merged, pointer, arguments)
+
+    def _rule(self, name: str, schema: Schema, pointer: str, arguments: bool) -> list[int]:
+        key = (name, arguments)
         if key not in self._rules:
-            rule = self._rules[key] = self.builder.declare_rule(at)
+            rule = self._rules[key] = self.builder.declare_rule(pointer)
             try:
-                body = self.value(target, pointer if siblings else at, arguments=arguments)
+                body = self.value(schema, pointer, arguments=arguments)
             except Impossible as error:
                 self._impossible[key] = error
                 body = self.builder.choice([])  # alternatives inside it may refer to it
@@ -237,9 +255,13 @@ class SchemaCompiler:
             if not isinstance(found, dict | bool):
                 self._fail(pointer, "$ref", f"{reference!r} does not lead to a schema")
             return found, local[1:]
-        if (anchored := _find_anchor(self.root, local.removeprefix("#"))) is not None:
-            return anchored, local
-        self._fail(pointer, "$ref", f"{reference!r} leads nowhere: only references inside the schema are followed")
+        anchored = _anchored(self.root, local.removeprefix("#"))
+        if len(anchored) > 1:
+            self._fail(pointer, "$ref", f"{reference!r} may be any of {len(anchored)} subschemas")
+        if not anchored:
+            message = f"{reference!r} leads nowhere: only references inside the schema are followed"
+            self._fail(pointer, "$ref", message)
+        return anchored[0], local
 
     def flat(self, schema: Schema, pointer: str = "") -> Schema:
         """The schema itself, or what its `$ref` and `allOf` stand for."""
@@ -264,6 +286,8 @@ class SchemaCompiler:
         members = schema["allOf"]
         if not isinstance(members, list) or not members:
             self._fail(pointer, "allOf", "must be a list of at least one schema")
+        if id(schema) in self._conjunctions:
+            return self._conjunctions[id(schema)][1]
         result: Schema = {k: v for k, v in schema.items() if k != "allOf"}
         with self._deeper(pointer, "allOf", "nested too deep, or in a circle"):
             for index, member in enumerate([result, *members]):
@@ -274,6 +298,7 @@ class SchemaCompiler:
                     self._check_words(member, at)
                 flat = self.flat(member, at)
                 result = self._merged(result, flat, pointer) if index else flat
+        self._conjunctions[id(schema)] = (schema, result)
         return result
 
     def _merged(self, a: Schema, b: Schema, pointer: str) -> Schema:
@@ -289,8 +314,6 @@ class SchemaCompiler:
         if not isinstance(members, list) or not members:
             self._fail(pointer, word, "must be a list of at least one schema")
         base = {k: v for k, v in schema.items() if k != word and k not in _ANNOTATIONS}
-        if len(members) > MAX_ALTERNATIVES:
-            raise BudgetExceeded(f"{word} at {pointer or '/'} has more than {MAX_ALTERNATIVES} alternatives")
         if word == "oneOf" and len(members) > 1:
             self._check_disjoint(members, pointer)
         options: list[int] = []
@@ -301,15 +324,26 @@ class SchemaCompiler:
                 self._fail(at, None, f"a schema must be an object or a boolean, not {member!r:.60}")
             try:
                 if base:
-                    member = self._merged(base, self.flat(member, at), pointer)
-                options += self._options(member, at, arguments)
+                    options += self._shared(self._merged(base, self.flat(member, at), pointer), at, arguments)
+                else:
+                    options += self._options(member, at, arguments)
             except Impossible as error:
                 impossible = error
+            self._check_count(options, word, pointer)
         if not options:
             raise impossible or Impossible("no alternative is possible", tool=self.tool, pointer=pointer, keyword=word)
-        return options
+        return list(dict.fromkeys(options))  # the same reference twice is one way to read a text, not two
+
+    def _check_count(self, options: Sequence[int], word: str, pointer: str) -> None:
+        if len(options) > MAX_ALTERNATIVES:
+            raise self._over_budget(f"more than {MAX_ALTERNATIVES} alternatives", word, pointer)
+
+    def _over_budget(self, message: str, keyword: str, pointer: str) -> BudgetExceeded:
+        return BudgetExceeded(str(ToolSchemaError(message, tool=self.tool, pointer=pointer, keyword=keyword)))
 
     def _check_disjoint(self, members: Sequence[Any], pointer: str) -> None:
+        if len(members) > MAX_DISJOINT:
+            raise self._over_budget(f"more than {MAX_DISJOINT} alternatives; use anyOf", "oneOf", pointer)
         flat = [self.flat(member, f"{pointer}/oneOf/{index}") for index, member in enumerate(members)]
         for i, a in enumerate(flat):
             for j in range(i):
@@ -346,6 +380,7 @@ class SchemaCompiler:
             else:
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
                 (numbers if is_number else others).update(self._written(value, word, pointer))
+            self._check_count(options, word, pointer)
         # Numbers end with the byte after them, everything else with its own last one: two automata.
         return options + [
             self.builder.scalar(_strings_dfa(tuple(sorted(texts)))) for texts in (others, numbers) if texts
@@ -537,8 +572,6 @@ class SchemaCompiler:
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             self._fail(pointer, "required", f"must be a list of property names, not {required!r:.60}")
         extra = schema.get("additionalProperties", not (self.closed and declared))
-        if not isinstance(extra, dict | bool):
-            self._fail(pointer, "additionalProperties", f"must be a schema, not {extra!r:.60}")
         properties: list[tuple[str, int, bool]] = []
         for name, member in declared.items():
             self._check_name(name, pointer, "properties")
@@ -610,8 +643,6 @@ class SchemaCompiler:
         prefix = [] if prefix is None else prefix
         if not isinstance(prefix, list):
             self._fail(pointer, "prefixItems", f"must be a list of schemas, not {prefix!r:.60}")
-        if not isinstance(rest, dict | bool):
-            self._fail(pointer, "items", f"must be a schema, not {rest!r:.60}")
         if schema.get("uniqueItems") and (high is None or high > 1):
             raise UnsupportedSchemaError(
                 "unique items cannot be enforced; remove it", tool=self.tool, pointer=pointer, keyword="uniqueItems"
@@ -688,12 +719,12 @@ class SchemaCompiler:
         for pattern in given if isinstance(given, list) else [given]:  # a list: patterns that were merged
             if not isinstance(pattern, str):
                 self._fail(pointer, "pattern", f"must be a regular expression, not {pattern!r:.60}")
-            found.append(("pattern", lambda p=pattern: self._pattern_fsm(p, anchored=False)))
+            found.append(("pattern", partial(self._pattern_fsm, pattern, anchored=False)))
         name = schema.get("format")
         if name is not None and not isinstance(name, str):
             self._fail(pointer, "format", f"must be the name of a format, not {name!r:.60}")
         if name and name not in _ANNOTATING_FORMATS and (regex := scalars.string_format(name)) is not None:
-            found.append(("format", lambda: self._pattern_fsm(regex, anchored=True)))
+            found.append(("format", partial(self._pattern_fsm, regex, anchored=True)))
         return found
 
     def _pattern_fsm(self, pattern: str, *, anchored: bool) -> ByteFSM:
@@ -741,7 +772,7 @@ class _ScalarErrors:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        where = {"tool": self.tool, "pointer": self.pointer, "keyword": self.keyword}
+        where: dict[str, Any] = {"tool": self.tool, "pointer": self.pointer, "keyword": self.keyword}
         if isinstance(error, EmptyLanguage):
             raise Impossible(str(error), **where) from error
         if isinstance(error, BudgetExceeded):
@@ -750,19 +781,20 @@ class _ScalarErrors:
             raise UnsupportedSchemaError(str(error), **where) from error
 
 
-def _find_anchor(schema: Any, name: str) -> dict[str, Any] | None:
+def _anchored(schema: Any, name: str) -> list[dict[str, Any]]:
+    """The subschemas that go by a name instead of a pointer."""
+    found: list[dict[str, Any]] = []
     open_: list[Any] = [schema]
     while open_:
         here = open_.pop()
         if isinstance(here, dict):
-            if name in (here.get("$anchor"), here.get("$dynamicAnchor")):
-                return here
-            if here.get("$id") in (name, f"#{name}") and name:
-                return here
+            names = (here.get("$anchor"), here.get("$dynamicAnchor"), here.get("$id"))
+            if (name and name in names) or here.get("$id") == f"#{name}":  # the latter in draft 7
+                found.append(here)
             open_.extend(v for k, v in here.items() if k not in ("enum", "const", "default", "examples"))
         elif isinstance(here, list):
             open_.extend(here)
-    return None
+    return found
 
 
 def _types(schema: Schema) -> set[str]:

@@ -19,23 +19,21 @@ log = logging.getLogger(__name__)
 # Ends of an answer, for tokenizers that do not name their own.
 _STOP_NAMES = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 _lock = threading.Lock()
-_known: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...] | None, _core.Vocabulary]] = weakref.WeakKeyDictionary()
+_Key = tuple[int, ...]  # the vocabulary's size and the stop tokens: a tokenizer may be given more tokens later
+_known: weakref.WeakKeyDictionary[Any, dict[_Key, _core.Vocabulary]] = weakref.WeakKeyDictionary()
 
 
 def load_tokenizer(tokenizer: Any) -> Any:
     """A tokenizer from itself, from a transformers folder or hub id, or from a tokenizer.json file."""
     if not isinstance(tokenizer, str | os.PathLike):
         return tokenizer
-    path = Path(tokenizer)
-    if path.is_file():
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast(tokenizer_file=str(path))
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
+        if Path(tokenizer).is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))
         return AutoTokenizer.from_pretrained(str(tokenizer))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a broken file is a bare Exception of the tokenizers library
         raise TokenizerError(f"no tokenizer at {str(tokenizer)!r}: {error}") from error
 
 
@@ -45,11 +43,13 @@ def vocabulary(tokenizer: Any, stop_ids: Sequence[int] | None = None) -> _core.V
     stop_ids: tokens that end an answer; default: the tokenizer's end-of-sequence token.
     Raises TokenizerError when the bytes of the tokens cannot be recovered, or no stop token is known.
     """
-    key = None if stop_ids is None else tuple(stop_ids)
+    size = _backend(tokenizer).get_vocab_size(with_added_tokens=True)
+    stops = _default_stop_ids(tokenizer) if stop_ids is None else list(stop_ids)
+    key = (size, *stops)
     with _lock:
         made = _known.get(tokenizer, {}).get(key)
     if made is None:
-        made = _compile(tokenizer, key)
+        made = _compile(tokenizer, stops)
         with _lock:
             _known.setdefault(tokenizer, {})[key] = made
     return made
@@ -152,9 +152,8 @@ def _byte_level_alphabet() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-def _compile(tokenizer: Any, stop_ids: tuple[int, ...] | None) -> _core.Vocabulary:
+def _compile(tokenizer: Any, stops: list[int]) -> _core.Vocabulary:
     tokens = token_bytes(tokenizer)
-    stops = _default_stop_ids(tokenizer) if stop_ids is None else list(stop_ids)
     outside = [i for i in stops if not 0 <= i < len(tokens)]
     if outside or not stops:
         raise TokenizerError(f"stop ids {outside or stops} do not name tokens of the vocabulary of {len(tokens)}")
