@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from toolprm_decode.errors import ToolprmError
+from toolprm_decode.errors import RequestError, ToolprmError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 on success, 2 on bad input with one line on stderr."""
-    parser = _parser()
-    options = parser.parse_args(argv)
     try:
-        result: int = options.run(options)
+        options = _parser().parse_args(argv)
+        options.run(options)
+        sys.stdout.flush()
     except ToolprmError as error:
         print(f"toolprm: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it ends
         return 141
-    return result
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all other errors do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message} (see {self.prog} --help)")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="toolprm", description="Function calls that are legal and scored step by step.")
+    parser = _Parser(prog="toolprm", description="Function calls that are legal and scored step by step.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     decode = commands.add_parser(
@@ -72,10 +84,12 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--explain", action="store_true", help="draw the tree of steps with their scores on stderr")
 
 
-def _decode(options: argparse.Namespace) -> int:
-    from toolprm_decode.decoding import Decoder
+def _decode(options: argparse.Namespace) -> None:
+    from toolprm_decode.formats import get_format
     from toolprm_decode.search import Search
+    from toolprm_decode.tools import read_tools
 
+    # Everything that can be refused is read before the models, which take long to load.
     search = Search(
         strategy=options.strategy,
         beams=options.beams,
@@ -88,27 +102,57 @@ def _decode(options: argparse.Namespace) -> int:
         max_calls=options.max_calls,
         allow_no_call=not options.require_call,
     )
-    tools = _read_tools(options.tools)
-    request = sys.stdin.read() if options.request == "-" else options.request
+    get_format(options.format)
+    tools = read_tools(_read_json(options.tools))
+    request = _read_stdin() if options.request == "-" else options.request
+    _silence()
+    from toolprm_decode.decoding import Decoder
+
     decoder = Decoder(options.model, options.prm, format=options.format)
     decoded = decoder.decode(tools, request, search)
     if options.explain:
         _explain(decoded, decoder.grammar(tools, search).format_reason)
-    print(json.dumps(decoded.calls, ensure_ascii=False))
-    return 0
+    _print_json(decoded.calls)
 
 
-def _read_tools(path: Path) -> Any:
-    from toolprm_decode.errors import RequestError
+def _silence() -> None:
+    """Leaves stderr to us: libraries report progress and advice there."""
+    import logging
 
+    from transformers.utils import logging as transformers_logging
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RequestError(f"{path}: not UTF-8 text ({error})") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path}: not JSON ({error})") from error
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input: not UTF-8 text ({error})") from error
+
+
+def _print_json(value: Any) -> None:
+    """One line, whatever the terminal's encoding and width."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
 
 
 def _explain(decoded: Any, format_reason: str) -> None:
@@ -127,27 +171,29 @@ def _explain(decoded: Any, format_reason: str) -> None:
     console.print(f"format: {format_reason}", style="dim")
 
 
-def _demo(options: argparse.Namespace) -> int:
+def _demo(options: argparse.Namespace) -> None:
+    from toolprm_decode.search import Search
+
+    search = Search(beams=2, width=4, seed=options.seed, max_tokens=96, max_calls=2, allow_no_call=False)
+    _silence()
     from rich.console import Console
 
     from toolprm_decode.decoding import decode
     from toolprm_decode.demo import TOOLS, load_demo
-    from toolprm_decode.search import Search
 
     if options.tools:
         print(json.dumps(TOOLS, indent=2))
-        return 0
+        return
     demo = load_demo()
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     request = options.request or demo.request
+    decoded = decode(demo.model, demo.prm, demo.tools, request, search, tokenizer=demo.tokenizer)
     console.print("The policy and the reward model of this demo are small random models made on the spot:")
     console.print("what they write is always legal for the tools, and means nothing.\n", style="dim")
-    console.print(f"request: {request}\n", markup=False)
-    search = Search(beams=2, width=4, seed=options.seed, max_tokens=96, max_calls=2, allow_no_call=False)
-    decoded = decode(demo.model, demo.prm, demo.tools, request, search, tokenizer=demo.tokenizer)
+    console.print(f"request: {request}\n")
     console.print(decoded.tree.to_rich())
-    console.print("\ncalls: " + json.dumps(decoded.calls, ensure_ascii=False), markup=False)
-    return 0
+    console.print("\ncalls:")
+    _print_json(decoded.calls)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,16 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolprm_decode import _core
 from toolprm_decode.engine import Engine
 from toolprm_decode.errors import BudgetExceeded, RequestError, TokenizerError
-from toolprm_decode.formats import Format
+from toolprm_decode.formats import Format, get_format
 from toolprm_decode.grammar.call_grammar import CallGrammar, Step
 from toolprm_decode.grammar.vocabulary import load_tokenizer
 from toolprm_decode.prompting import render, to_messages
@@ -39,9 +40,11 @@ class Answer:
     Attributes:
         calls: [{"name": ..., "arguments": {...}}], empty when no tool fits.
         text: what the model wrote, byte for byte.
+        tokens: ids of the text, without a stop token.
         steps: its decisions.
         score: the aggregate of the step scores, None without a reward model.
-        logprob: log-probability of the text under the policy at temperature 1, among the legal tokens.
+        logprob: natural log-probability of the tokens that the policy chose, at temperature 1 among the legal ones; the
+            steps' add up to it. What the grammar forces, or closes at max_tokens, counts as certain.
         rank: what it was ranked by.
         multiplicity: how many draws ended in it.
         closed: it reached max_tokens and was closed the shortest legal way.
@@ -49,6 +52,7 @@ class Answer:
 
     calls: list[dict[str, Any]]
     text: str
+    tokens: list[int]
     steps: list[Step]
     score: float | None
     logprob: float
@@ -138,6 +142,7 @@ class Decoder:
 
     Raises:
         ModelNotSupported: an architecture that the engine cannot run, or a head that does not fit the tokenizer.
+        FormatError: an unknown format.
         TokenizerError: the tokenizer's bytes cannot be recovered, or the reward model's labels are not tokens.
         RequestError: there is no model at the path.
     """
@@ -151,12 +156,19 @@ class Decoder:
         format: str | Format = "auto",
         search: Search | None = None,
     ):
+        get_format(format)  # refused here rather than at the first request
+        tokenizer = load_tokenizer(tokenizer)
         self._policy = _engine(model, tokenizer)
-        self.tokenizer = load_tokenizer(tokenizer) if tokenizer is not None else self._policy.tokenizer
-        if self.tokenizer is None:
+        tokenizer = self._policy.tokenizer if tokenizer is None else tokenizer
+        if tokenizer is None:
             raise TokenizerError("the model comes without a tokenizer: pass tokenizer=")
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TokenizerError(f"the tokenizer must be one of transformers, not {tokenizer!r:.60}")
+        self.tokenizer = tokenizer
         self._policy.check_head(len(self.tokenizer))
         self._prm, self._scorer = _reward(prm, self.tokenizer)
+        if self._prm is not None and self._prm.engine is self._policy:  # each needs a pool of its own
+            self._policy = self._policy.sibling()
         self._reward_format = _reward_format(self._prm) if self._prm else None
         self.format = format
         self.search = search or Search()
@@ -165,7 +177,7 @@ class Decoder:
 
     def grammar(self, tools: Any, search: Search | None = None) -> CallGrammar:
         """The grammar of a tool set, from the cache where it was compiled before."""
-        search = search or self.search
+        search = self.search if search is None else search
         read = read_tools(tools)
         key = json.dumps([[tool.to_openai() for tool in read], search.max_calls, search.allow_no_call])
         with self._guard:
@@ -199,13 +211,15 @@ class Decoder:
         clock = Clock()
         jobs = [self._prepare(request) for request in requests]
         clock.lap("prepare")
-        with self._policy.pool_lock, self._prm.engine.pool_lock if self._prm else threading.Lock():
+        with self._policy.pool_lock, self._prm.engine.pool_lock if self._prm else nullcontext():
             return self._run(jobs, clock)
 
     # ------------------------------------------------------------------ one batch
 
     def _prepare(self, request: Request) -> _Job:
-        search = request.search or self.search
+        if not isinstance(request, Request):
+            raise RequestError(f"a batch is a list of Request(tools, prompt), not of {request!r:.60}")
+        search = self.search if request.search is None else request.search
         if not isinstance(search, Search):
             raise RequestError(f"search must be a Search, not {search!r:.60}")
         messages = to_messages(request.prompt)
@@ -277,7 +291,7 @@ class Decoder:
                 **options,
             )
         except _core.BudgetError as error:
-            raise BudgetExceeded(f"{error}: raise max_tokens, or shorten the prompt") from error
+            raise BudgetExceeded(f"{error}: raise max_tokens, shorten the prompt or use simpler tools") from error
 
     def _stop_ids(self) -> tuple[int, ...] | None:
         known = len(self.tokenizer)
@@ -286,9 +300,7 @@ class Decoder:
         return tuple(dict.fromkeys([*own, *([] if extra is None else [extra])])) or None
 
 
-def decode(
-    model: Any, prm: Any, tools: Any, prompt: Any, search: Search | None = None, **options: Any
-) -> Decoded:
+def decode(model: Any, prm: Any, tools: Any, prompt: Any, search: Search | None = None, **options: Any) -> Decoded:
     """One answer: what Decoder(model, prm, **options).decode(tools, prompt, search) gives.
 
     A Decoder keeps what this makes anew at each call; use one for more than one request.
@@ -313,10 +325,20 @@ def _engine(model: Any, tokenizer: Any) -> Engine:
     if isinstance(model, Engine):
         return model
     if isinstance(model, PreTrainedModel):
-        return Engine(model, load_tokenizer(tokenizer) if tokenizer is not None else None)
+        return Engine(model, _own_tokenizer(model) if tokenizer is None else tokenizer)
     if isinstance(model, str | os.PathLike):
         return Engine.from_pretrained(os.fspath(model), tokenizer=tokenizer)
-    raise RequestError(f"the model must be a transformers causal LM, its path or hub id, or an Engine, not {model!r:.80}")
+    raise RequestError(
+        f"the model must be a transformers causal LM, its path or hub id, or an Engine, not {model!r:.80}"
+    )
+
+
+def _own_tokenizer(model: PreTrainedModel) -> Any:
+    """The tokenizer beside the weights that a model was loaded from, None where there is none."""
+    try:
+        return load_tokenizer(model.name_or_path) if model.name_or_path else None
+    except TokenizerError:
+        return None
 
 
 def _reward(prm: Any, tokenizer: Any) -> tuple[ToolPRM | None, Scorer | None]:
@@ -327,7 +349,7 @@ def _reward(prm: Any, tokenizer: Any) -> tuple[ToolPRM | None, Scorer | None]:
     if isinstance(prm, Engine):
         return ToolPRM(prm, prm.tokenizer or tokenizer), None
     if isinstance(prm, PreTrainedModel):
-        return ToolPRM(prm, tokenizer), None
+        return ToolPRM(prm, _own_tokenizer(prm) or tokenizer), None
     if callable(prm):
         return None, prm
     raise RequestError(f"the reward model must be a ToolPRM, a causal LM, a path, a callable or None, not {prm!r:.80}")
@@ -343,8 +365,9 @@ def _bound(scorer: Scorer, prompt: str) -> Callable[[Sequence[_core.Step]], floa
 
 
 def _context(engine: Engine) -> int:
-    limit = getattr(engine.model.config.get_text_config(), "max_position_embeddings", None)
-    return int(limit) if isinstance(limit, int) and limit > 0 else 1 << 30
+    """Tokens that the model was made for, or the fewer that the engine can run."""
+    made_for = getattr(engine.model.config.get_text_config(), "max_position_embeddings", None)
+    return min((limit for limit in (made_for, engine.max_positions) if limit), default=1 << 30)
 
 
 def _step(scored: _core.ScoredStep) -> Step:
@@ -393,13 +416,15 @@ def _decoded(job: _Job, result: _core.Result, clock: Clock) -> Decoded:
 
 def _answer(answer: _core.Answer, format: Format, tools: Sequence[Tool]) -> Answer:
     text = answer.text.decode()
-    calls = format.parse(text, [tool.name for tool in tools])
     schemas = {tool.name: tool.parameters for tool in tools}
-    for call in calls:
-        _round_integers(call["arguments"], schemas.get(call["name"], {}))
+    calls = [
+        {"name": call["name"], "arguments": _with_integers(call["arguments"], schemas[call["name"]])}
+        for call in format.parse(text, list(schemas))
+    ]
     return Answer(
         calls=calls,
         text=text,
+        tokens=list(answer.tokens),
         steps=[_step(s) for s in answer.steps],
         score=None if math.isnan(answer.score) else answer.score,
         logprob=answer.logprob,
@@ -409,11 +434,15 @@ def _answer(answer: _core.Answer, format: Format, tools: Sequence[Tool]) -> Answ
     )
 
 
-def _round_integers(arguments: dict[str, Any], schema: Mapping[str, Any]) -> None:
+def _with_integers(value: Any, schema: Any) -> Any:
     """5.0 is an integer to JSON Schema; a function that takes one expects 5."""
-    properties = schema.get("properties", {})
-    for name, value in arguments.items():
-        member = properties.get(name)
-        if isinstance(value, float) and value.is_integer() and isinstance(member, Mapping):
-            if member.get("type") == "integer":
-                arguments[name] = int(value)
+    if not isinstance(schema, Mapping):
+        return value
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        return {name: _with_integers(member, properties.get(name)) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(item, schema.get("items")) for item in value]
+    if isinstance(value, float) and value.is_integer() and schema.get("type") == "integer":
+        return int(value)
+    return value

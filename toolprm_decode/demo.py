@@ -81,7 +81,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(_TEXTS * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=special[0], additional_special_tokens=special[1:])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=special[0], additional_special_tokens=special[1:]
+    )
 
 
 def _model(vocabulary: int, seed: int, eos: int) -> Qwen2ForCausalLM:

@@ -10,7 +10,7 @@ import numpy as np
 
 from toolprm_decode import _core
 from toolprm_decode.engine import Batch, Engine
-from toolprm_decode.errors import ModelNotSupported, RequestError
+from toolprm_decode.errors import BudgetExceeded, ModelNotSupported, RequestError
 from toolprm_decode.rewards import ToolPRM
 
 # Scores prefixes of answers for the request of that id: core steps up to and with the one to score.
@@ -57,8 +57,22 @@ def run(
     """Runs all requests of a core search to their ends.
 
     external: scorers of the requests that are scored by the caller, by request id.
-    Raises ModelNotSupported when the policy's logits are not numbers, RequestError when a scorer returns no score.
+    Raises ModelNotSupported when a model's logits are not numbers, RequestError when a scorer returns no score,
+    BudgetExceeded when a text can be read in too many ways.
     """
+    try:
+        _run(core, policy, reward, external, clock)
+    except _core.BudgetError as error:
+        raise BudgetExceeded(f"{error}: use simpler tools") from error
+
+
+def _run(
+    core: _core.Search,
+    policy: Engine,
+    reward: ToolPRM | None,
+    external: Mapping[int, ExternalScorer],
+    clock: Clock,
+) -> None:
     while True:
         plan = core.plan()
         clock.lap("core")
@@ -83,11 +97,11 @@ def run(
         else:
             assert reward is not None
             logits = reward.engine.forward(to_batch(plan), reward.label_ids)
-            scores = reward.scores(logits)
-            if np.isnan(scores).any():
+            judged = reward.scores(logits)
+            if np.isnan(judged).any():
                 raise ModelNotSupported(f"{type(reward.engine.model).__name__}: the reward model's logits are NaN")
             clock.lap("prm")
-            core.commit_scores(scores)
+            core.commit_scores(judged)
 
 
 def _host(logits: Any) -> np.ndarray:

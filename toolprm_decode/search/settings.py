@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ class Search:
         temperature: of the policy's legal tokens; 0 takes the likeliest.
         aggregate: how the step scores of a candidate combine: "last", "min", "product" or "mean".
         policy_weight: a candidate ranks by log(score) + policy_weight * log-probability; without a reward model by
-            the log-probability.
+            the log-probability. Ranks count to four decimals; among equals the most frequent candidate goes first.
         distinct: sampling without replacement over steps; not available yet.
         seed: of the random numbers; the same seed gives the same answer, whatever ran before or beside.
         max_tokens: most tokens of an answer. What would be longer is closed the shortest legal way.
@@ -62,8 +63,9 @@ class Search:
 
     def __post_init__(self) -> None:
         for name, known in (("strategy", STRATEGIES), ("aggregate", AGGREGATES)):
-            if getattr(self, name) not in known:
-                raise RequestError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(known)}")
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise RequestError(f"unknown {name} {value!r:.60}: use one of {', '.join(known)}")
         for name, least, most in (
             ("beams", 1, 4096),
             ("width", 1, 4096),
@@ -73,17 +75,24 @@ class Search:
             self._check_count(name, getattr(self, name), least, most)
         if self.max_calls is not None:
             self._check_count("max_calls", self.max_calls, 1, 2**31 - 1)
-        for name, least in (("temperature", 0.0), ("policy_weight", -math.inf)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
-                raise RequestError(f"{name} must be a number{' of 0 or more' if least == 0 else ''}, not {value!r}")
+        self._check_number("temperature", self.temperature, 0.0)
+        self._check_number("policy_weight", self.policy_weight, -math.inf)
+        for name in ("distinct", "allow_no_call", "forced_runs"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} must be True or False, not {getattr(self, name)!r:.60}")
         if self.distinct:
             raise RequestError("distinct candidates are not available yet: leave distinct=False")
 
     @staticmethod
     def _check_count(name: str, value: Any, least: int, most: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise RequestError(f"{name} must be a whole number between {least} and {most:,}, not {value!r}")
+            raise RequestError(f"{name} must be a whole number between {least} and {most:,}, not {value!r:.60}")
+
+    @staticmethod
+    def _check_number(name: str, value: Any, least: float) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not abs(value) <= sys.float_info.max or value < least:
+            raise RequestError(f"{name} must be a number{' of 0 or more' if least == 0 else ''}, not {value!r:.60}")
 
     def core_options(self, max_tokens: int) -> _core.SearchOptions:
         """The same as the core takes it. max_tokens: the room that the model's context leaves, at most our own."""

@@ -1,0 +1,320 @@
+"""The search written down plainly, as the judge of the core: every prefix recomputed, every draw made on its own.
+
+It shares the grammar and the random numbers with the core, and nothing else: no cache, no forks, no batches.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from toolprm_decode import CallGrammar, Search, Step, ToolPRM, _core
+from toolprm_decode.prompting import render, to_messages
+
+
+@dataclass
+class Written:
+    """A text under way: its tokens with their log-probabilities, and what the policy chose to get there."""
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    choices: tuple[int, ...] = ()  # drawn tokens, those that were closed instead of written among them
+    finished: bool = False
+    closed: bool = False
+    node: int | None = None
+
+    @property
+    def logprob(self) -> float:
+        return float(sum(self.logprobs))
+
+
+@dataclass
+class Candidate:
+    written: Written
+    steps: list[Step]
+    scores: list[float | None] = field(default_factory=list)
+    rank: float = 0.0
+    multiplicity: int = 1
+    draw: int = 0  # the first draw that ended here
+
+
+@dataclass
+class Found:
+    """An answer or a node of the tree."""
+
+    steps: list[Step]  # with score and logprob
+    rank: float
+    multiplicity: int
+    finished: bool
+    closed: bool
+    tokens: tuple[int, ...] = ()
+    score: float | None = None
+    logprob: float = 0.0
+    parent: int | None = None
+    kept: bool = False
+
+
+class Oracle:
+    """One request. model: the plain transformers model; reward: a ToolPRM, a callable or None."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        grammar: CallGrammar,
+        prompt: Any,
+        search: Search,
+        reward: Any,
+    ):
+        self.model, self.grammar, self.search, self.reward = model, grammar, search, reward
+        assert grammar.format is not None
+        messages = to_messages(prompt)
+        self.text, templated = render(tokenizer, grammar.tools, messages, grammar.format)
+        self.prompt = tokenizer(self.text, add_special_tokens=not templated)["input_ids"]
+        if isinstance(reward, ToolPRM):
+            self.reward_text, _ = render(reward.tokenizer, grammar.tools, messages, grammar.format)
+        self.vocabulary = grammar._vocabulary
+        self.known_logits: dict[tuple[int, ...], np.ndarray] = {}
+        self.known_scores: dict[tuple[tuple[str, str], ...], float | None] = {}
+        self.tree: list[Found] = []
+        self.answers: list[Found] = []
+        self.answered: dict[Any, tuple[Found, Found]] = {}  # decisions -> answer and its node
+        self.rounds = 0
+
+    # ------------------------------------------------------------------ models
+
+    def logits(self, tokens: tuple[int, ...]) -> np.ndarray:
+        if tokens not in self.known_logits:
+            with torch.inference_mode():
+                ids = torch.tensor([[*self.prompt, *tokens]])
+                self.known_logits[tokens] = self.model(input_ids=ids).logits[0, -1].double().numpy()
+        return self.known_logits[tokens]
+
+    def score(self, steps: Sequence[Step]) -> float | None:
+        """Of the last of these steps."""
+        key = tuple((step.kind, step.text) for step in steps)
+        if key not in self.known_scores:
+            if isinstance(self.reward, ToolPRM):
+                value = self.reward.score(self.reward_text, list(key))[-1]
+                self.known_scores[key] = None if math.isnan(value) else value
+            else:
+                assert self.reward is not None
+                self.known_scores[key] = self.reward(
+                    self.text, [Step(s.kind, s.text, s.start, s.end, s.path) for s in steps]
+                )
+        return self.known_scores[key]
+
+    # ------------------------------------------------------------------ the grammar
+
+    def matcher(self, tokens: Sequence[int]) -> Any:
+        matcher = self.grammar.matcher()
+        for token in tokens:
+            matcher.accept(token)
+        return matcher
+
+    def legal(self, tokens: Sequence[int]) -> list[int]:
+        row = np.zeros((len(self.vocabulary) + 31) // 32, np.int32)
+        self.matcher(tokens).fill_mask(row)
+        return [i for i in range(len(self.vocabulary)) if row[i // 32] >> (i % 32) & 1]
+
+    def closing(self, tokens: Sequence[int]) -> list[int]:
+        return self.vocabulary.tokenize(self.matcher(tokens).core.closing())
+
+    def fits(self, tokens: Sequence[int]) -> bool:
+        return len(tokens) + len(self.closing(tokens)) <= self.search.max_tokens
+
+    def steps(self, written: Written) -> list[Step]:
+        """The steps, each with the log-probability of the tokens since the step before."""
+        matcher, steps, open_logprob = self.grammar.matcher(), [], 0.0
+        for token, logprob in zip(written.tokens, written.logprobs, strict=True):
+            open_logprob += logprob
+            for step in matcher.accept(token):
+                steps.append(Step(step.kind, step.text, step.start, step.end, step.path, None, open_logprob))
+                open_logprob = 0.0
+        if written.finished:
+            for step in self.grammar.steps(matcher.text)[len(steps) :]:
+                steps.append(Step(step.kind, step.text, step.start, step.end, step.path, None, open_logprob))
+                open_logprob = 0.0
+        return steps
+
+    # ------------------------------------------------------------------ one draw
+
+    def write(self, written: Written, token: int, logprob: float) -> Written:
+        choices = (*written.choices, token)
+        tokens, logprobs = (*written.tokens, token), (*written.logprobs, logprob)
+        if token in self.vocabulary.stop_ids:
+            return Written(tokens, logprobs, choices, True, False, written.node)
+        if not self.fits(tokens):
+            return self.close(Written(written.tokens, written.logprobs, choices, node=written.node))
+        return self.force(Written(tokens, logprobs, choices, node=written.node))
+
+    def force(self, written: Written) -> Written:
+        """What the grammar leaves no choice about."""
+        run = self.matcher(written.tokens).forced() if self.search.forced_runs else []
+        if not self.fits((*written.tokens, *run)):
+            return self.close(written)
+        tokens, logprobs = (*written.tokens, *run), written.logprobs + (0.0,) * len(run)
+        over = set(self.legal(tokens)) <= set(self.vocabulary.stop_ids)
+        return Written(tokens, logprobs, written.choices, over, False, written.node)
+
+    def close(self, written: Written) -> Written:
+        end = self.closing(written.tokens)
+        logprobs = written.logprobs + (0.0,) * len(end)
+        return Written((*written.tokens, *end), logprobs, written.choices, True, True, written.node)
+
+    def draw(self, written: Written, draw: int, round_: int, known: int) -> Written:
+        beam = self.search.strategy == "step-beam"
+        while not written.finished and not (beam and len(self.steps(written)) > known):
+            legal = self.legal(written.tokens)
+            logits = self.logits(written.tokens)[legal]
+            chances = np.exp(logits - logits.max())
+            logprobs = logits - logits.max() - math.log(chances.sum())
+            if self.search.temperature == 0 or self.search.strategy == "greedy":
+                pick = int(np.argmax(logits))
+            else:
+                uniform = _core.uniform(self.search.seed, draw, len(written.tokens), round_)
+                heap = np.cumsum(np.exp((logits - logits.max()) / self.search.temperature))
+                pick = next(i for i, height in enumerate(heap) if height > uniform * heap[-1])
+            written = self.write(written, legal[pick], float(logprobs[pick]))
+        return written
+
+    # ------------------------------------------------------------------ the search
+
+    def run(self) -> list[Found]:
+        """The answers, best first."""
+        search = self.search
+        beams = [self.force(Written())]
+        while beams:
+            width = 1 if search.strategy == "greedy" else search.width
+            drawn: list[Candidate] = []
+            for b, beam in enumerate(beams):
+                known = len(self.steps(beam)) if self.rounds else 0
+                for m in range(width):
+                    written = self.draw(beam, b * width + m, self.rounds, known)
+                    drawn.append(Candidate(written, self.steps(written), draw=b * width + m))
+            beams = self.prune(self.judge(self.merge(drawn)))
+            self.rounds += 1
+        self.answers.sort(key=lambda answer: -decimals(answer.rank))
+        return self.answers
+
+    def merge(self, drawn: Sequence[Candidate]) -> list[Candidate]:
+        """Equal decisions become one candidate, spelled as most of its draws did; those of an answer count for it."""
+        groups: dict[Any, list[Candidate]] = {}
+        for candidate in drawn:
+            decided = decisions(candidate)
+            if decided in self.answered:
+                for found in self.answered[decided]:
+                    found.multiplicity += 1
+            else:
+                groups.setdefault(decided, []).append(candidate)
+        merged = []
+        for group in groups.values():
+            ways: dict[Any, list[Candidate]] = {}
+            for candidate in group:
+                ways.setdefault((candidate.written.node, candidate.written.choices), []).append(candidate)
+            chosen = max(ways.values(), key=len)[0]
+            chosen.multiplicity, chosen.draw = len(group), group[0].draw
+            merged.append(chosen)
+        return merged
+
+    def judge(self, candidates: list[Candidate]) -> list[Candidate]:
+        for candidate in candidates:
+            steps, written = candidate.steps, candidate.written
+            candidate.scores = [None if self.reward is None else self.score(steps[: i + 1]) for i in range(len(steps))]
+            candidate.rank = written.logprob
+            if self.reward is not None:
+                score = combined(candidate.scores, self.search.aggregate)
+                candidate.rank = math.log(max(score, 1e-300)) + self.search.policy_weight * written.logprob
+        return candidates
+
+    def prune(self, candidates: list[Candidate]) -> list[Written]:
+        """The best candidates; those that are finished become answers and keep their seats."""
+        first = len(self.tree)
+        for candidate in candidates:
+            parent = candidate.written.node
+            known = self.depth(parent)
+            self.tree.append(self.found(candidate, known))
+            self.tree[-1].parent = parent
+        order = sorted(
+            range(len(candidates)),
+            key=lambda i: (-decimals(candidates[i].rank), -candidates[i].multiplicity, -candidates[i].written.logprob),
+        )
+        if self.search.strategy == "step-beam":
+            order = order[: self.search.beams - len(self.answers)]
+        beams = []
+        for i in order:
+            candidate = candidates[i]
+            self.tree[first + i].kept = True
+            written = candidate.written
+            if written.finished:
+                answer = self.found(candidate, 0)
+                answer.tokens = tuple(t for t in written.tokens if t not in self.vocabulary.stop_ids)
+                answer.logprob = written.logprob
+                if self.reward is not None:
+                    answer.score = combined(candidate.scores, self.search.aggregate)
+                self.answers.append(answer)
+                self.answered[decisions(candidate)] = (answer, self.tree[first + i])
+            else:
+                written.node = first + i
+                beams.append(written)
+        return beams
+
+    def depth(self, node: int | None) -> int:
+        return 0 if node is None else len(self.tree[node].steps) + self.depth(self.tree[node].parent)
+
+    def found(self, candidate: Candidate, known: int) -> Found:
+        steps = [
+            Step(s.kind, s.text, s.start, s.end, s.path, score, s.logprob)
+            for s, score in zip(candidate.steps, candidate.scores, strict=True)
+        ]
+        written = candidate.written
+        return Found(steps[known:], candidate.rank, candidate.multiplicity, written.finished, written.closed)
+
+
+def decimals(rank: float) -> float:
+    """As much of a rank as counts."""
+    return math.floor(rank * 1e4 + 0.5)
+
+
+def combined(scores: Sequence[float | None], how: str) -> float:
+    """Of the steps that were judged; 1 while none is."""
+    judged = [score for score in scores if score is not None]
+    if not judged:
+        return 1.0
+    if how == "last":
+        return judged[-1]
+    return {"min": min(judged), "product": math.prod(judged), "mean": sum(judged) / len(judged)}[how]
+
+
+def decisions(candidate: Candidate) -> Any:
+    """What was decided, whatever its spelling (of a format of JSON calls)."""
+    out: list[Any] = [candidate.written.finished]
+    arguments: dict[str, Any] = {}
+    for step in candidate.steps:
+        if step.kind == "ARG_VALUE":
+            member = step.text.removeprefix(', "arguments": {').removeprefix(', "parameters": {').removeprefix(", ")
+            (value,) = json.loads("{" + member + "}").values()
+            arguments[step.path] = canonical(value)
+        else:
+            out += [(step.kind, step.text if step.kind == "FUNC_NAME" else "", tuple(sorted(arguments.items())))]
+            arguments = {}
+    return (*out, tuple(sorted(arguments.items())))
+
+
+def canonical(value: Any) -> str:
+    """JSON in which equal values are equal texts."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: plain(member) for key, member in x.items()}
+        if isinstance(x, list):
+            return [plain(item) for item in x]
+        return int(x) if isinstance(x, float) and x.is_integer() else x
+
+    return json.dumps(plain(value), sort_keys=True)

@@ -1,0 +1,128 @@
+"""decode() finds exactly what the search finds when every prefix is recomputed and every draw made on its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from typing import Any
+
+import pytest
+
+from toolprm_decode import Answer, Decoded, Decoder, Request, Search, Step
+from toolprm_decode.search.tree import Node
+
+from .models import SWAP, SWITCH, judge, partial_reward, policy, reward, tokenizer
+from .oracle import Found, Oracle
+
+TOLERANCE = 1e-4
+REWARDS: dict[str, Any] = {
+    "none": lambda: None,
+    "model": reward,
+    "partial": partial_reward,
+    "callable": lambda: judge,
+}
+
+
+def decoder(kind: str, format: str = "auto") -> Decoder:
+    return Decoder(policy(), REWARDS[kind](), tokenizer=tokenizer(), format=format)
+
+
+def close(a: float | None, b: float | None) -> bool:
+    return a is b if a is None or b is None else math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def assert_same_steps(found: list[Step], expected: list[Step]) -> None:
+    def plain(steps: list[Step]) -> list[Any]:
+        return [(s.kind, s.text, s.start, s.end, s.path) for s in steps]
+
+    assert plain(found) == plain(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert close(a.score, b.score) and close(a.logprob, b.logprob), (a, b)
+
+
+def assert_same_answer(found: Answer, expected: Found) -> None:
+    assert tuple(found.tokens) == expected.tokens
+    assert_same_steps(found.steps, expected.steps)
+    assert (found.closed, found.multiplicity) == (expected.closed, expected.multiplicity)
+    assert close(found.score, expected.score) and close(found.logprob, expected.logprob)
+    assert close(found.rank, expected.rank)
+
+
+def assert_same_node(found: Node, expected: Found) -> None:
+    assert_same_steps(list(found.steps), expected.steps)
+    for name in ("parent", "multiplicity", "kept", "finished", "closed"):
+        assert getattr(found, name) == getattr(expected, name), name
+    assert close(found.rank, expected.rank)
+
+
+def assert_exact(decoded: Decoded, request: Request, decoder: Decoder, kind: str) -> None:
+    assert request.search is not None
+    grammar = decoder.grammar(request.tools, request.search)
+    oracle = Oracle(policy(), tokenizer(), grammar, request.prompt, request.search, REWARDS[kind]())
+    expected = oracle.run()
+    assert grammar.format is not None
+    assert decoded.text == "".join(step.text for step in expected[0].steps) + grammar.format.end
+    assert len(decoded.finished) == len(expected)
+    for answer, found in zip(decoded.finished, expected, strict=True):
+        assert_same_answer(answer, found)
+    assert len(decoded.tree.nodes) == len(oracle.tree)
+    for node, found in zip(decoded.tree.nodes, oracle.tree, strict=True):
+        assert_same_node(node, found)
+    assert (decoded.stats.rounds, decoded.stats.distinct_candidates) == (oracle.rounds, len(oracle.tree))
+
+
+CASES = [
+    *itertools.product(["step-beam"], ["last", "min", "product", "mean"], ["model", "partial", "callable"]),
+    *itertools.product(["sample"], ["last", "mean"], ["model", "callable"]),
+    ("step-beam", "last", "none"),
+    ("sample", "last", "none"),
+    ("greedy", "last", "none"),
+    ("greedy", "min", "model"),
+]
+
+
+@pytest.mark.parametrize("forced_runs", [True, False], ids=["forced", "unforced"])
+@pytest.mark.parametrize(("strategy", "aggregate", "kind"), CASES)
+def test_one_request_is_answered_exactly(strategy: str, aggregate: str, kind: str, forced_runs: bool) -> None:
+    for seed in (CASES.index((strategy, aggregate, kind)), 1000):
+        choose = random.Random(f"{strategy} {aggregate} {kind} {forced_runs} {seed}")
+        search = Search(
+            strategy,
+            beams=choose.choice([1, 2, 3]),
+            width=choose.choice([2, 4, 5]),
+            temperature=choose.choice([0.0, 0.7, 1.0, 1.6]) if seed else 1.3,
+            aggregate=aggregate,
+            policy_weight=choose.choice([0.0, 0.4]),
+            seed=seed,
+            max_tokens=choose.choice([18, 30, 45]) if forced_runs else 40,
+            max_calls=choose.choice([None, 1, 2]),
+            allow_no_call=choose.random() < 0.3,
+            forced_runs=forced_runs,
+        )
+        print(search)
+        one = decoder(kind)
+        request = Request([SWITCH, SWAP], f"Request {seed}", search)
+        assert_exact(one.decode(request.tools, request.prompt, request.search), request, one, kind)
+
+
+@pytest.mark.parametrize("kind", REWARDS)
+def test_a_batch_is_answered_as_its_requests_alone(kind: str) -> None:
+    requests = [
+        Request([SWITCH, SWAP], "Light in the hall", Search(beams=3, width=4, temperature=1.2, seed=3, max_tokens=40)),
+        Request([SWITCH], [{"role": "user", "content": "dark"}], Search("sample", width=6, seed=3, max_tokens=24)),
+        Request([SWAP], "Light in the hall", Search("greedy", max_tokens=40)),
+        Request([], "Nothing to call", Search(max_tokens=10)),
+        Request([SWAP, SWITCH], "é", Search(beams=2, width=3, aggregate="min", max_tokens=30, forced_runs=False)),
+    ]
+    one = decoder(kind)
+    for decoded, request in zip(one.decode_batch(requests), requests, strict=True):
+        assert_exact(decoded, request, one, kind)
+
+
+@pytest.mark.parametrize("format", ["hermes", "hammer", "llama-json"])
+def test_every_format_is_searched_exactly(format: str) -> None:
+    one = decoder("model", format)
+    search = Search(beams=2, width=4, temperature=1.2, seed=5, max_tokens=70)
+    request = Request([SWITCH, SWAP], "Light in the hall", search)
+    assert_exact(one.decode(request.tools, request.prompt, request.search), request, one, "model")
