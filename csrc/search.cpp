@@ -583,7 +583,7 @@ const Plan &Search::plan() {
   }
   plan_.blocks = reward_pool_->blocks();
   set_tables(plan_, tables);
-  planned_ = true;
+  planned_ = plan_.kind != PlanKind::kDone; // requests that come later want a plan of their own
   return plan_;
 }
 

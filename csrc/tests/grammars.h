@@ -106,6 +106,51 @@ inline std::shared_ptr<const toolprm::Dfa> quoted_dfa(std::string_view alphabet)
 
 // ---------------------------------------------------------------------------------------------- grammars
 
+// A list of calls: f has the arguments "n" (a number) and "s" (a string), in any order; g takes others too.
+inline std::shared_ptr<const toolprm::Grammar> calls_grammar() {
+  using namespace toolprm;
+  GrammarBuilder b;
+  const NodeId number = b.sequence({b.literal(": "), b.scalar(digits_dfa("12"))});
+  const NodeId text = b.sequence({b.literal(": "), b.scalar(quoted_dfa("ab, }]"))});
+  const auto call = [&](bool others) {
+    GrammarBuilder::Object arguments{b.literal("{"),
+                                     b.literal(", "),
+                                     b.literal("}"),
+                                     {{{"\"n\""}, number, false}, {{"\"s\""}, text, false}},
+                                     nullptr};
+    arguments.arguments = true;
+    if (others) {
+      arguments.other_key = quoted_dfa("abns");
+      arguments.other_value = b.sequence({b.literal(": "), b.choice({b.scalar(digits_dfa("12")), b.literal("null")})});
+    }
+    return b.sequence({b.step(StepKind::kFuncName), b.literal(", \"arguments\": "), b.object(arguments),
+                       b.step(StepKind::kParamFinish), b.literal("}"), b.step(StepKind::kFuncFinish)});
+  };
+  const NodeId calls =
+      b.array({b.literal("["),
+               b.literal(", "),
+               b.literal("]"),
+               {},
+               b.sequence({b.literal("{\"name\": "), b.names({{"\"f\"", call(false)}, {"\"g\"", call(true)}})})});
+  return b.build(b.sequence({calls, b.step(StepKind::kTotalFinish), b.stop()}), true);
+}
+
+// Tokens of calls_grammar(), many of which cross the borders of steps. Two of them stop.
+inline std::shared_ptr<const toolprm::Vocabulary> call_vocabulary() {
+  static const auto vocabulary = [] {
+    std::vector<std::string> tokens{"<stop>"};
+    for (char c : std::string("{}[]\":, abnsfglrumet12"))
+      tokens.emplace_back(1, c);
+    for (const char *t : {"\"}", "\"}}", "}}", "}]", "\"},", "}},", "[]", "[{", "\": ", "1}}]", "\", \"", "null", "ab",
+                          "12", "arguments", "name", ", \"", "{\""})
+      tokens.emplace_back(t);
+    tokens.emplace_back("<other stop>");
+    return std::make_shared<const toolprm::Vocabulary>(
+        tokens, std::vector<toolprm::TokenId>{0, static_cast<toolprm::TokenId>(tokens.size() - 1)});
+  }();
+  return vocabulary;
+}
+
 // What a text must be. The bytes of digits are "12", those inside quotes "ab".
 struct Shape {
   enum Kind {

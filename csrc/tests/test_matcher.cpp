@@ -241,34 +241,6 @@ void order_does_not_matter_to_the_state() {
 
 // ---------------------------------------------------------------------------------------------- steps
 
-// A list of calls: f has the arguments "n" (a number) and "s" (a string), in any order; g takes others too.
-std::shared_ptr<const Grammar> calls_grammar() {
-  GrammarBuilder b;
-  const NodeId number = b.sequence({b.literal(": "), b.scalar(digits_dfa("12"))});
-  const NodeId text = b.sequence({b.literal(": "), b.scalar(quoted_dfa("ab, }]"))});
-  const auto call = [&](bool others) {
-    GrammarBuilder::Object arguments{b.literal("{"),
-                                     b.literal(", "),
-                                     b.literal("}"),
-                                     {{{"\"n\""}, number, false}, {{"\"s\""}, text, false}},
-                                     nullptr};
-    arguments.arguments = true;
-    if (others) {
-      arguments.other_key = quoted_dfa("abns");
-      arguments.other_value = b.sequence({b.literal(": "), b.choice({b.scalar(digits_dfa("12")), b.literal("null")})});
-    }
-    return b.sequence({b.step(StepKind::kFuncName), b.literal(", \"arguments\": "), b.object(arguments),
-                       b.step(StepKind::kParamFinish), b.literal("}"), b.step(StepKind::kFuncFinish)});
-  };
-  const NodeId calls =
-      b.array({b.literal("["),
-               b.literal(", "),
-               b.literal("]"),
-               {},
-               b.sequence({b.literal("{\"name\": "), b.names({{"\"f\"", call(false)}, {"\"g\"", call(true)}})})});
-  return b.build(b.sequence({calls, b.step(StepKind::kTotalFinish), b.stop()}), true);
-}
-
 struct Written {
   std::string text;
   std::vector<Step> steps;

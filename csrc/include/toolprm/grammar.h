@@ -105,7 +105,7 @@ private:
 // max_instructions.
 class GrammarBuilder {
 public:
-  static constexpr std::uint32_t kMaxNesting = 2000;
+  static constexpr std::uint32_t kMaxNesting = 1000;
 
   struct Property {
     // The key as it may be written, with quotes (or a trailing `=`): at least one; no spelling of the object begins

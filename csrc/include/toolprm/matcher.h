@@ -57,7 +57,7 @@ public:
   // Writes them to row, ceil(vocabulary / 32) words, bit = legal.
   void fill_mask(std::int32_t *row) const;
   // Tokens of the only text that can follow, as the tokenizer would write it; at the end of the run those are left
-  // out with which the next byte could still merge. Empty where there is a choice.
+  // out with which the next byte could still merge. Empty where there is a choice. Throws as Vocabulary::tokenize().
   std::vector<TokenId> forced() const;
   // The only bytes that can follow (up to limit), whatever the tokens.
   std::string forced_bytes(std::size_t limit = 4096) const;

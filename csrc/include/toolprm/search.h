@@ -49,14 +49,14 @@ struct RewardFormat {
 
 struct Request {
   Matcher matcher;
-  SearchOptions options;
+  SearchOptions options = {};
   Scoring scoring = Scoring::kNone;
   std::int32_t policy_prefix = 0; // the engine's id of the prompt without its last token
   std::int32_t policy_length = 0; // tokens of that prefix
   TokenId last_token = 0;         // the prompt's last token: the first one that the search runs
   std::int32_t reward_prefix = 0;
   std::int32_t reward_length = 0;
-  std::shared_ptr<const RewardFormat> reward;
+  std::shared_ptr<const RewardFormat> reward = nullptr;
 };
 
 enum class PlanKind : std::uint8_t { kDecode, kScore, kDone };
