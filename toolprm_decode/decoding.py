@@ -158,12 +158,12 @@ class Decoder:
     ):
         get_format(format)  # refused here rather than at the first request
         tokenizer = load_tokenizer(tokenizer)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
+            raise TokenizerError(f"the tokenizer must be one of transformers, not {tokenizer!r:.60}")
         self._policy = _engine(model, tokenizer)
-        tokenizer = self._policy.tokenizer if tokenizer is None else tokenizer
+        tokenizer = tokenizer or self._policy.tokenizer
         if tokenizer is None:
             raise TokenizerError("the model comes without a tokenizer: pass tokenizer=")
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise TokenizerError(f"the tokenizer must be one of transformers, not {tokenizer!r:.60}")
         self.tokenizer = tokenizer
         self._policy.check_head(len(self.tokenizer))
         self._prm, self._scorer = _reward(prm, self.tokenizer)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from toolprm_decode.rewards import STEP_KINDS, ToolPRM
 
@@ -50,7 +50,7 @@ _TEXTS = [
 class Demo(NamedTuple):
     """What load_demo() gives: decode(demo.model, demo.prm, demo.tools, demo.request, tokenizer=demo.tokenizer)."""
 
-    model: Qwen2ForCausalLM
+    model: LlamaForCausalLM
     prm: ToolPRM
     tokenizer: PreTrainedTokenizerFast
     tools: list[dict[str, Any]]
@@ -86,8 +86,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _model(vocabulary: int, seed: int, eos: int) -> Qwen2ForCausalLM:
-    config = Qwen2Config(
+def _model(vocabulary: int, seed: int, eos: int) -> LlamaForCausalLM:
+    # Llama's: transformers loads its tokenizer as it was saved, while other families bring classes of their own.
+    config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=64,
         intermediate_size=128,
@@ -96,8 +97,9 @@ def _model(vocabulary: int, seed: int, eos: int) -> Qwen2ForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
+        bos_token_id=None,
         eos_token_id=eos,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config).eval()
+        return LlamaForCausalLM(config).eval()

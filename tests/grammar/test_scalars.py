@@ -15,7 +15,6 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from tests.grammar.test_fsm import words
 from toolprm_decode.errors import BudgetExceeded
 from toolprm_decode.grammar.fsm import ByteFSM, EmptyLanguage, byte_fsm
 from toolprm_decode.grammar.scalars import (
@@ -32,6 +31,8 @@ from toolprm_decode.grammar.scalars import (
     string_format,
     string_pattern,
 )
+
+from .test_fsm import words
 
 # ---------------------------------------------------------------- oracles
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from toolprm_decode import Step, ToolPRM, load_demo
 from toolprm_decode.engine import Engine
@@ -32,7 +32,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @lru_cache
-def policy() -> Qwen2ForCausalLM:
+def policy() -> LlamaForCausalLM:
     """A random model with decided opinions."""
     return _decided(load_demo().model, 1)
 

@@ -97,7 +97,8 @@ def _run(
         else:
             assert reward is not None
             logits = reward.engine.forward(to_batch(plan), reward.label_ids)
-            judged = reward.scores(logits)
+            with np.errstate(invalid="ignore"):  # said below
+                judged = reward.scores(logits)
             if np.isnan(judged).any():
                 raise ModelNotSupported(f"{type(reward.engine.model).__name__}: the reward model's logits are NaN")
             clock.lap("prm")
