@@ -272,10 +272,10 @@ def load_model(
     if device is None and "device_map" not in kwargs:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model: Any
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype or "auto", output_loading_info=True, **kwargs
         )
+        model, missing = found[0], sorted(found[1]["missing_keys"])
     except ValueError as error:
         raise ModelNotSupported(
             f"{architecture} cannot be loaded as a causal language model ({first_line(error)})"
@@ -284,6 +284,6 @@ def load_model(
         raise
     except Exception as error:  # safetensors and torch raise errors of their own, transformers bare RuntimeErrors
         raise RequestError(f"the weights of {name!r} cannot be read, or do not fit ({first_line(error)})") from error
-    if missing := sorted(loaded["missing_keys"]):  # transformers would fill them with random numbers
-        raise RequestError(f"the weights of {name!r} lack {len(missing)} tensors of {architecture}, such as {missing[0]}")
+    if missing:  # transformers fills them with random numbers
+        raise RequestError(f"the weights of {name!r} lack {len(missing)} tensors, such as {missing[0]}")
     return model if device is None else model.to(device)
