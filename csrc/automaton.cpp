@@ -501,24 +501,14 @@ void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t positi
   }
 }
 
-void StatePool::step(const Live &live, std::uint8_t byte, std::uint32_t position, std::vector<Event> *log,
-                     std::vector<Live> &out) {
-  std::vector<Live> open;
-  read(Config(live.config), live.events, byte, position, log, out, open); // a copy: live may lie in out
-  for (std::size_t i = 0; i < open.size(); ++i) {
-    check_ambiguity(i);
-    read(Config(open[i].config), open[i].events, byte, position, log, out, open);
-  }
-}
-
-void StatePool::read(const Config &c, std::int32_t events, std::uint8_t byte, std::uint32_t position,
-                     std::vector<Event> *log, std::vector<Live> &out, std::vector<Live> &open) {
+bool StatePool::read(const Config &c, std::int32_t events, std::uint8_t byte, std::uint32_t position,
+                     std::vector<Event> *log, std::vector<Live> &out) {
   const Instruction &in = program_.code[c.ip];
   switch (in.op) {
   case Op::kByte:
     if (in.byte == byte)
       close(c.ip + 1, c.stack, position + 1, events, log, out);
-    return;
+    return false;
   case Op::kScalar: {
     const Dfa &dfa = *program_.dfas[static_cast<std::size_t>(in.a)];
     auto state = static_cast<std::int32_t>(c.aux);
@@ -529,18 +519,16 @@ void StatePool::read(const Config &c, std::int32_t events, std::uint8_t byte, st
       else
         out.push_back({{c.ip, static_cast<std::uint32_t>(next), 0, c.stack}, events});
     }
-    if (dfa.accepting(state)) // the value may have ended before this byte
-      close(c.ip + 1, c.stack, position, events, log, open);
-    return;
+    return dfa.accepting(state);
   }
   case Op::kRepeat: {
     const RepeatSpec &spec = program_.repeats[static_cast<std::size_t>(in.a)];
     std::int32_t next = spec.unit->next(static_cast<std::int32_t>(c.aux), byte);
     if (next < 0)
-      return;
+      return false;
     if (!spec.unit->accepting(next)) {
       out.push_back({{c.ip, static_cast<std::uint32_t>(next), c.count, c.stack}, events});
-      return;
+      return false;
     }
     std::uint32_t count = c.count + 1;
     if (spec.max == kUnbounded)
@@ -549,30 +537,30 @@ void StatePool::read(const Config &c, std::int32_t events, std::uint8_t byte, st
       out.push_back({{c.ip, 0, count, c.stack}, events});
     if (count >= spec.min)
       close(c.ip + 1, c.stack, position + 1, events, log, out);
-    return;
+    return false;
   }
   case Op::kSpace:
     if (is_space(byte))
       close(c.ip, c.stack, position + 1, events, log, out);
-    return;
+    return false;
   case Op::kNames: {
     const KeySet &set = program_.name_sets[static_cast<std::size_t>(in.a)];
     std::int32_t node = set.child(c.aux, byte);
     if (node < 0 || set.cost[static_cast<std::size_t>(node)] >= kInfinite)
-      return;
+      return false;
     std::int32_t leaf = set.leaf[static_cast<std::size_t>(node)];
     if (leaf >= 0)
       close(program_.name_targets[static_cast<std::size_t>(in.a)][static_cast<std::size_t>(leaf)], c.stack,
             position + 1, events, log, out);
     else
       out.push_back({{c.ip, static_cast<std::uint32_t>(node), 0, c.stack}, events});
-    return;
+    return false;
   }
   case Op::kKey: {
     const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
     std::int32_t node = spec.keys.child(c.aux, byte);
     if (node < 0)
-      return;
+      return false;
     std::vector<std::uint64_t> free;
     bool other;
     selectable(*c.stack, spec, free, other);
@@ -581,37 +569,49 @@ void StatePool::read(const Config &c, std::int32_t events, std::uint8_t byte, st
     for (std::size_t w = 0; w < spec.words; ++w)
       any = any || (reach[w] & free[w]) != 0;
     if (!any)
-      return;
+      return false;
     std::int32_t leaf = spec.keys.leaf[static_cast<std::size_t>(node)];
     if (leaf < 0) {
       out.push_back({{c.ip, static_cast<std::uint32_t>(node), 0, c.stack}, events});
-      return;
+      return false;
     }
     auto property = static_cast<std::size_t>(leaf);
     const Frame *f =
         frame(c.stack->parent, c.stack->ret, c.stack->spec, with(*c.stack, spec, property), c.stack->count + 1);
     close(spec.value[property], f, position + 1, events, log, out);
-    return;
+    return false;
   }
   case Op::kOtherKey: {
     const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
     std::int32_t next = spec.other_key->next(static_cast<std::int32_t>(c.aux), byte);
     if (next < 0)
-      return;
+      return false;
     std::uint32_t shadow = 0; // trie node + 1
     if (c.count > 0)
       shadow = static_cast<std::uint32_t>(spec.keys.child(c.count - 1, byte) + 1);
     if (!spec.other_key->accepting(next)) {
       out.push_back({{c.ip, static_cast<std::uint32_t>(next), shadow, c.stack}, events});
-      return;
+      return false;
     }
     if (shadow > 0 && spec.keys.leaf[shadow - 1] >= 0)
-      return; // the key of a property: not "other"
+      return false; // the key of a property: not "other"
     enter_other(c, position + 1, events, log, out);
-    return;
+    return false;
   }
   default:
-    return;
+    return false;
+  }
+}
+
+void StatePool::read_after(const Live &live, std::uint8_t byte, std::uint32_t position, std::vector<Event> *log,
+                           std::vector<Live> &out) {
+  std::vector<Live> open;
+  close(live.config.ip + 1, live.config.stack, position, live.events, log, open);
+  for (std::size_t i = 0; i < open.size(); ++i) {
+    check_ambiguity(i);
+    const Live now = open[i];
+    if (read(now.config, now.events, byte, position, log, out))
+      close(now.config.ip + 1, now.config.stack, position, now.events, log, open);
   }
 }
 
@@ -630,13 +630,12 @@ void StatePool::stop(const Live &live, std::uint32_t position, std::vector<Event
   for (std::size_t i = 0; i < open.size(); ++i) {
     check_ambiguity(i);
     const Live now = open[i];
-    const Config &c = now.config;
-    const Instruction &in = program_.code[c.ip];
-    if (in.op == Op::kStop)
-      close(c.ip + 1, c.stack, position, now.events, log, out);
-    else if (in.op == Op::kScalar &&
-             program_.dfas[static_cast<std::size_t>(in.a)]->accepting(static_cast<std::int32_t>(c.aux)))
-      close(c.ip + 1, c.stack, position, now.events, log, open);
+    if (program_.code[now.config.ip].op == Op::kStop)
+      close(now.config.ip + 1, now.config.stack, position, now.events, log, out);
+    else if (const Instruction &in = program_.code[now.config.ip];
+             in.op == Op::kScalar &&
+             program_.dfas[static_cast<std::size_t>(in.a)]->accepting(static_cast<std::int32_t>(now.config.aux)))
+      close(now.config.ip + 1, now.config.stack, position, now.events, log, open);
   }
 }
 

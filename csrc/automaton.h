@@ -180,7 +180,11 @@ public:
              std::vector<Live> &out);
   // Reads one byte; appends what is left of the configuration to out.
   void step(const Live &live, std::uint8_t byte, std::uint32_t position, std::vector<Event> *log,
-            std::vector<Live> &out);
+            std::vector<Live> &out) {
+    const Live now = live; // a copy: live may lie in out
+    if (read(now.config, now.events, byte, position, log, out))
+      read_after(now, byte, position, log, out);
+  }
   // Reads the stop token.
   void stop(const Live &live, std::uint32_t position, std::vector<Event> *log, std::vector<Live> &out);
 
@@ -196,10 +200,12 @@ public:
   const Program &program() const { return program_; }
 
 private:
-  // Reads one byte with one configuration; where a value may have ended before the byte, adds what comes after it to
-  // open.
-  void read(const Config &config, std::int32_t events, std::uint8_t byte, std::uint32_t position,
-            std::vector<Event> *log, std::vector<Live> &out, std::vector<Live> &open);
+  // Reads one byte as a part of what the configuration is in; returns whether that may also have ended before the byte.
+  bool read(const Config &config, std::int32_t events, std::uint8_t byte, std::uint32_t position,
+            std::vector<Event> *log, std::vector<Live> &out);
+  // Ends the values of configurations and reads the byte with what comes after them.
+  void read_after(const Live &live, std::uint8_t byte, std::uint32_t position, std::vector<Event> *log,
+                  std::vector<Live> &out);
   const Frame *frame(const Frame *parent, std::uint32_t ret, std::int32_t spec, std::uint64_t data,
                      std::uint32_t count);
   std::uint64_t no_properties(const ObjectSpec &spec);

@@ -363,7 +363,7 @@ void bind_search(py::module_ &m) {
 
   const auto released = py::call_guard<py::gil_scoped_release>();
   py::class_<Search>(m, "Search")
-      .def(py::init<std::int32_t>(), py::arg("block_size") = 16)
+      .def(py::init<std::int32_t, std::int32_t>(), py::arg("block_size") = 16, py::arg("reward_block_size") = 0)
       .def(
           "add",
           [](Search &self, const Matcher &matcher, const SearchOptions &options, std::int32_t policy_prefix,

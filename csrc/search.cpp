@@ -431,8 +431,9 @@ struct Search::Task {
   }
 };
 
-Search::Search(std::int32_t block_size)
-    : policy_pool_(std::make_shared<BlockPool>(block_size)), reward_pool_(std::make_shared<BlockPool>(block_size)) {}
+Search::Search(std::int32_t block_size, std::int32_t reward_block_size)
+    : policy_pool_(std::make_shared<BlockPool>(block_size)),
+      reward_pool_(std::make_shared<BlockPool>(reward_block_size == 0 ? block_size : reward_block_size)) {}
 
 Search::~Search() = default;
 

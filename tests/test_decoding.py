@@ -432,8 +432,8 @@ def test_threads_get_what_they_would_get_alone() -> None:
 def test_all_blocks_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[_core.Search] = []
 
-    def search(block_size: int) -> _core.Search:
-        searches.append(_core.Search(block_size))
+    def search(*sizes: int) -> _core.Search:
+        searches.append(_core.Search(*sizes))
         return searches[-1]
 
     monkeypatch.setattr("toolprm_decode.decoding._core", Replaced(_core, Search=search))

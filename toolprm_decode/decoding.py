@@ -249,7 +249,7 @@ class Decoder:
         return job
 
     def _run(self, jobs: Sequence[_Job], clock: Clock) -> list[Decoded]:
-        core = _core.Search(self._policy.block_size)
+        core = _core.Search(self._policy.block_size, self._prm.engine.block_size if self._prm else 0)
         scorers: dict[int, Callable[[Sequence[_core.Step]], float]] = {}
         try:
             for job in jobs:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from toolprm_decode import Answer, Decoded, Decoder, Request, Search, Step
+from toolprm_decode import Answer, Decoded, Decoder, Engine, Request, Search, Step
 from toolprm_decode.search.tree import Node
 
 from .models import SWAP, SWITCH, judge, partial_reward, policy, reward, tokenizer
@@ -118,6 +118,16 @@ def test_a_batch_is_answered_as_its_requests_alone(kind: str) -> None:
     one = decoder(kind)
     for decoded, request in zip(one.decode_batch(requests), requests, strict=True):
         assert_exact(decoded, request, one, kind)
+
+
+def test_block_sizes_do_not_matter() -> None:
+    search = Search(beams=3, width=4, temperature=1.2, seed=8, max_tokens=40, allow_no_call=False)
+    request = Request([SWITCH, SWAP], "Light in the hall", search)
+    for sizes in ((1, 16), (16, 3), (5, 5)):
+        models = (policy(), reward().engine.model)
+        engines = [Engine(model, tokenizer(), block_size=size) for model, size in zip(models, sizes, strict=True)]
+        one = Decoder(engines[0], engines[1])
+        assert_exact(one.decode(request.tools, request.prompt, request.search), request, one, "model")
 
 
 @pytest.mark.parametrize("format", ["hermes", "hammer", "llama-json"])

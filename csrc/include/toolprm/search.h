@@ -132,8 +132,9 @@ struct Result {
 //   Result result = search.take(id);
 class Search {
 public:
-  // block_size: slots of a block of keys and values. Throws std::invalid_argument below 1.
-  explicit Search(std::int32_t block_size = 16);
+  // block_size: slots of a block of keys and values of the policy; reward_block_size: of the reward model, 0 for the
+  // same. Throws std::invalid_argument for sizes below 1.
+  explicit Search(std::int32_t block_size = 16, std::int32_t reward_block_size = 0);
   ~Search();
   Search(const Search &) = delete;
   Search &operator=(const Search &) = delete;
