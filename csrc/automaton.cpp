@@ -362,7 +362,10 @@ void StatePool::close(std::uint32_t ip, const Frame *stack, std::uint32_t positi
     const Frame *stack;
     std::int32_t events;
   };
-  std::vector<Branch> branches; // not followed yet; by recursion, nested unions could exhaust the stack
+  // Not followed yet (by recursion, nested unions could exhaust the stack). Kept between calls: allocating it anew
+  // makes masks 10 % slower.
+  static thread_local std::vector<Branch> branches;
+  branches.clear();
   const std::size_t before = out.size();
   std::size_t followed = 0;
   bool ends = false; // the branch at hand
