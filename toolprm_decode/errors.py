@@ -45,3 +45,11 @@ class RequestError(ToolprmError, ValueError):
 
 class BudgetExceeded(ToolprmError, RuntimeError):
     """A limit was reached: compile states, max_tokens, or KV memory."""
+
+
+class DataError(ToolprmError, ValueError):
+    """A file, line or record that cannot be used."""
+
+
+class CheckpointError(ToolprmError, ValueError):
+    """A run folder that cannot be used or gone on with: another base model, other settings, or someone else's."""

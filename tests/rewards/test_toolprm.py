@@ -93,6 +93,20 @@ def test_scores_are_a_sigmoid_of_the_margin() -> None:
     np.testing.assert_allclose(scores, [0.5, 1 / (1 + math.exp(-2)), 0.0, 1.0], atol=1e-12)
 
 
+def test_a_temperature_divides_the_margin(gpt2_tokenizer: hf.PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = random_model(len(gpt2_tokenizer))
+    plain, warm = ToolPRM(model, gpt2_tokenizer), ToolPRM(model, gpt2_tokenizer, temperature=2.5)
+    odds = [math.log(score / (1 - score)) for score in plain.score(PROMPT, STEPS)]
+    expected = [1 / (1 + math.exp(-margin / 2.5)) for margin in odds]
+    assert warm.score(PROMPT, STEPS) == pytest.approx(expected, abs=1e-6)
+    warm.save_pretrained(tmp_path)
+    assert ToolPRM.from_pretrained(tmp_path, device="cpu").temperature == 2.5
+    assert ToolPRM.from_pretrained(tmp_path, device="cpu", temperature=1.0).temperature == 1.0
+    for wrong in (0, -1.0, math.inf, math.nan, "1", True):
+        with pytest.raises(RequestError, match="above zero"):
+            ToolPRM(model, gpt2_tokenizer, temperature=wrong)  # type: ignore[arg-type]
+
+
 def test_steps_without_a_tag_are_read_but_not_judged(tagged: hf.PreTrainedTokenizerFast) -> None:
     tags = {"TOTAL_FINISH": "<TOTAL_FINISH>"}
     prm = ToolPRM(random_model(len(tagged)), tagged, tags)

@@ -7,6 +7,7 @@ the score of a step is the probability of the plus label against the minus label
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,16 +40,20 @@ class ToolPRM:
             else for one tag per step kind. A tag is one special token of the tokenizer or, for a plain model, any text.
             Steps of a kind without a tag are read but not judged.
         plus, minus: the labels; each must be one token. None for those recorded in the configuration, else "+", "-".
+        temperature: divides the difference of the labels' logits before it becomes a score. None for the one recorded
+            in the configuration, else 1.
 
     Raises:
         ModelNotSupported: the engine cannot run the model.
         TokenizerError: a label is not one token, or the tokenizer lacks a tag that the configuration records.
-        RequestError: an unknown step kind, no tags at all, or equal labels.
+        RequestError: an unknown step kind, no tags at all, equal labels, or a temperature that is not above zero.
 
     Attributes:
         engine: runs the model, with a pool of its own. tokenizer: its tokenizer.
-        tags: step kind to tag text. label_ids: (plus, minus) token ids.
+        tags: step kind to tag text. label_ids: (plus, minus) token ids. temperature: of the scores.
     """
+
+    temperature: float = 1.0
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class ToolPRM:
         tags: Mapping[str, str] | None = None,
         plus: str | None = None,
         minus: str | None = None,
+        temperature: float | None = None,
     ):
         if isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
@@ -77,6 +83,7 @@ class ToolPRM:
         given = dict(tags if tags is not None else recorded or DEFAULT_TAGS)
         self.plus: str = record.get("plus", "+") if plus is None else plus
         self.minus: str = record.get("minus", "-") if minus is None else minus
+        self.temperature = _checked_temperature(record.get("temperature", 1.0) if temperature is None else temperature)
         unknown = sorted(set(given) - set(STEP_KINDS))
         if unknown or not given:
             known = ", ".join(STEP_KINDS)
@@ -102,11 +109,12 @@ class ToolPRM:
         tags: Mapping[str, str] | None = None,
         plus: str | None = None,
         minus: str | None = None,
+        temperature: float | None = None,
         **kwargs: Any,
     ) -> ToolPRM:
         """Load a model folder or hub id; arguments as for `Engine.from_pretrained` and the constructor."""
         model = load_model(path_or_id, device=device, dtype=dtype, **kwargs)
-        return cls(model, load_tokenizer(path_or_id), tags, plus, minus)
+        return cls(model, load_tokenizer(path_or_id), tags, plus, minus, temperature)
 
     def save_pretrained(self, path: str | Path, **kwargs: Any) -> None:
         """Write an ordinary transformers folder, the tags and labels recorded in its config.json under "toolprm"."""
@@ -160,7 +168,7 @@ class ToolPRM:
     def scores(self, logits: torch.Tensor | np.ndarray) -> np.ndarray:
         """Scores [L] in 0..1, float64, of the logits [L, 2] of (plus, minus)."""
         values = np.asarray(logits.detach().cpu() if isinstance(logits, torch.Tensor) else logits, np.float64)
-        margin = values[:, 0] - values[:, 1]
+        margin = (values[:, 0] - values[:, 1]) / self.temperature
         return np.exp(-np.logaddexp(0.0, -margin))
 
     def score(self, prompt: str, steps: Sequence[tuple[str, str]]) -> list[float]:
@@ -197,6 +205,7 @@ class ToolPRM:
             "tag_ids": {kind: list(ids) for kind, ids in self._tag_ids.items()},
             "plus": self.plus,
             "minus": self.minus,
+            "temperature": self.temperature,
         }
 
     @contextmanager
@@ -249,3 +258,9 @@ class ToolPRM:
                 f"it with tokenizer.add_tokens([{label!r}]) and model.resize_token_embeddings(len(tokenizer))"
             )
         return int(ids[0])
+
+
+def _checked_temperature(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise RequestError(f"the temperature of a reward model must be a number above zero, not {value!r}")
+    return float(value)

@@ -6,11 +6,12 @@ import random
 from dataclasses import dataclass
 
 # Action: a word for it that descriptions do not use.
-ACTIONS: dict[str, str] = dict(
-    pair.split(":")
-    for pair in """find:search book:reserve cancel:revoke move:shift list:show create:make update:change send:dispatch
-    share:publish check:verify compare:contrast rent:hire order:buy track:follow rate:judge export:download""".split()
-)
+_ACTIONS = """
+find:search book:reserve cancel:revoke move:shift list:show create:make update:change send:dispatch share:publish
+check:verify compare:contrast rent:hire order:buy track:follow rate:judge export:download
+"""
+
+ACTIONS: dict[str, str] = {action: synonym for action, _, synonym in (pair.partition(":") for pair in _ACTIONS.split())}
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,19 @@ OBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
     for noun, synonym, slots in (line.split(";") for line in _OBJECTS.strip().splitlines())
 }
 
-CITIES = """Oslo Paris Rome Lima Cairo Delhi Tokyo Seoul Quito Accra Dakar Lagos Perth Dublin Berlin Vienna Prague Warsaw
-Madrid Lisbon Athens Geneva Zurich Milan Turin Naples Boston Denver Austin Dallas Miami Havana Bogota Santiago Sydney
-Hanoi Manila Jakarta Nairobi Tunis""".split()
-PEOPLE = """Anna Ben Carla David Emma Felix Greta Hugo Ines Jonas Karin Lars Maria Nils Olga Pablo Rosa Simon Tara Ulrich
-Vera Walter Yara Zoe Amir Bela Chen Dina Elif Farid Gita Hana Ivan Jana Kofi Leila Milan Nadia Omar Priya""".split()
-THINGS = """milk bread eggs rice apples books lamps chairs shoes pens cups plates maps keys stamps flowers cables tools
-towels candles""".split()
-MONTHS = "January February March April May June July August September October November December".split()
+_CITIES = """
+Oslo Paris Rome Lima Cairo Delhi Tokyo Seoul Quito Accra Dakar Lagos Perth Dublin Berlin Vienna Prague Warsaw Madrid
+Lisbon Athens Geneva Zurich Milan Turin Naples Boston Denver Austin Dallas Miami Havana Bogota Santiago Sydney Hanoi
+Manila Jakarta Nairobi Tunis
+"""
+_PEOPLE = """
+Anna Ben Carla David Emma Felix Greta Hugo Ines Jonas Karin Lars Maria Nils Olga Pablo Rosa Simon Tara Ulrich Vera
+Walter Yara Zoe Amir Bela Chen Dina Elif Farid Gita Hana Ivan Jana Kofi Leila Milan Nadia Omar Priya
+"""
+_THINGS = "milk bread eggs rice apples books lamps chairs shoes pens cups plates maps keys stamps flowers cables tools"
+_MONTHS = "January February March April May June July August September October November December"
+CITIES, PEOPLE, MONTHS = _CITIES.split(), _PEOPLE.split(), _MONTHS.split()
+THINGS = [*_THINGS.split(), "towels", "candles"]
 FILLERS = {
     "opening": ["please", "can you", "i want to", "hello ,", "i need you to", "now", "could you please"],
     "article": ["the", "a", "my", "some"],

@@ -97,8 +97,9 @@ def _initialise(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> 
     """Random weights in which copying is easy to find.
 
     A word has much the same embedding with and without the space before it. The first head of layer 0 looks at the
-    token before (by constant query and key biases, which RoPE turns) and writes it into a subspace of its own; two heads
-    of each of the next two layers match that against the token at hand, and copy what followed it there (induction).
+    token before (by constant query and key biases, which RoPE turns) and writes it into a subspace of its own, the
+    second does so for the one before that; two heads of each of the next two layers match the first against the token
+    at hand, and copy what followed it there (induction).
     """
     config = model.config
     width, heads = config.hidden_size, config.num_attention_heads
@@ -110,7 +111,7 @@ def _initialise(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> 
             torch.nn.init.normal_(parameter, std=scale / math.sqrt(parameter.shape[1]))
         elif name.endswith(".bias"):
             parameter.zero_()
-    embeddings = model.get_input_embeddings().weight
+    embeddings = model.model.embed_tokens.weight
     torch.nn.init.normal_(embeddings, std=width**-0.5)
     space = torch.randn(width) * width**-0.5 * 0.5
     vocabulary = tokenizer.get_vocab()
@@ -123,19 +124,23 @@ def _initialise(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> 
 
     frequencies = 1.0 / 1e5 ** (torch.arange(0, size, 2).float() / size)
     basis, _ = torch.linalg.qr(torch.randn(width, width))
-    content, stored = basis[:size], basis[size : 2 * size]  # what a token is, and where the token before is noted
+    # What a token is, and where the one and the two before it are noted.
+    content, stored, stored_second = basis[:size], basis[size : 2 * size], basis[2 * size : 3 * size]
     fast = int((frequencies > 0.01).sum())
     turning = min(5, fast)
     half = size // 2
     attention = model.model.layers[0].self_attn
     strength = math.sqrt(8.0 * math.sqrt(size) / float((1 - frequencies[:turning].cos()).sum()))
-    attention.q_proj.weight[:size] *= 0.1
-    attention.k_proj.weight[:size] *= 0.1
-    attention.q_proj.bias[:turning] = strength
-    attention.k_proj.bias[:turning] = strength * frequencies[:turning].cos()
-    attention.k_proj.bias[half : half + turning] = strength * frequencies[:turning].sin()
-    attention.v_proj.weight[:size] = content
-    attention.o_proj.weight[:, :size] = 1.13 / math.sqrt(size) * stored.T
+    for head, (distance, into) in enumerate(((1, stored), (2, stored_second))):
+        rows, start = slice(head * size, (head + 1) * size), head * size
+        attention.q_proj.weight[rows] *= 0.1
+        attention.k_proj.weight[rows] *= 0.1
+        attention.q_proj.bias[start : start + turning] = strength
+        turn = distance * frequencies[:turning]
+        attention.k_proj.bias[start : start + turning] = strength * turn.cos()
+        attention.k_proj.bias[start + half : start + half + turning] = strength * turn.sin()
+        attention.v_proj.weight[rows] = content
+        attention.o_proj.weight[:, rows] = 1.13 / math.sqrt(size) * into.T
     still = torch.cat([torch.arange(fast, half), torch.arange(fast + half, size)])  # hardly turned by RoPE
     for layer in model.model.layers[1:3]:
         attention = layer.self_attn
@@ -165,7 +170,7 @@ class _Rows:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, tagged: float):
         self.tokenizer, self.tagged = tokenizer, tagged
-        self.tags = {kind: tokenizer.convert_tokens_to_ids(tag) for kind, tag in DEFAULT_TAGS.items()}
+        self.tags = {kind: self._encode(tag) for kind, tag in DEFAULT_TAGS.items()}
 
     def row(self, samples: Sequence[Sample], rnd: random.Random) -> _Row:
         tools = read_tools(samples[0].tools)
@@ -174,10 +179,9 @@ class _Rows:
         for index, sample in enumerate(samples):
             prompt, _ = render(self.tokenizer, tools, sample.messages, FORMAT)
             text = answer_of(sample)
+            pieces: list[tuple[str, list[int]]] = [(text, [])]
             if grammar is not None and rnd.random() < self.tagged:
-                pieces = [(step.text, [self.tags[step.kind]]) for step in grammar.steps(text)]
-            else:
-                pieces = [(text, [])]
+                pieces = [(step.text, self.tags[step.kind]) for step in grammar.steps(text)]
             node = row.tree.add(self._encode(prompt))[-1]
             for text, tag in pieces:
                 for token in self._encode(text):
@@ -192,7 +196,8 @@ class _Rows:
         return row
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
 
 def _loss(model: LlamaForCausalLM, rows: Sequence[_Row]) -> tuple[torch.Tensor, list[bool]]:

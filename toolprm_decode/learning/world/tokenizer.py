@@ -16,12 +16,12 @@ _SPECIAL = (END, "<|pad|>", "<|tool|>", "<|user|>", "<|assistant|>", "<|system|>
 # What is cut apart before merging: the literals of a JSON list of calls up to a step boundary, words and pairs of
 # digits with the space before them, single marks.
 _CUT = (
-    r"""\[\{"name": "|, \{"name": "|\{"name": "|, "arguments": \{"?|": "|":|, "|[\[{]"| \?=|"""
+    r"""\[\{"name": "|, \{"name": "|\{"name": "|, "arguments": \{"?|": "|":|, "|[\[{]"|"""
     r""" ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"""
 )
 
-# Tools as short text: `description =name`, then a parameter a line as `description =name type`, ` ?=` where it is
-# optional. What is looked for comes before the name to copy.
+# Tools as short text: `description name`, then a parameter a line as `description name type`, `?` after the type where
+# it is optional. The word that a request shares with a description comes right before the name to copy.
 _TEMPLATE = r"""
 {%- macro type(s) -%}
 {%- if s.enum is defined -%}{{ " enum" }}{% for x in s.enum %} {{ x if x is string else x | tojson }}{% endfor %}
@@ -37,12 +37,12 @@ _TEMPLATE = r"""
 {%- macro members(s) -%}
 {%- for name, p in (s.properties or {}).items() -%}
 {{ "\n" }}{{ " " + p.description if p is mapping and p.description else "" }}
-{{- " =" if name in (s.required or []) else " ?=" }}{{ name }}{{ type(p) if p is mapping else " any" }}
+{{- " " + name }}{{ type(p) if p is mapping else " any" }}{{ "" if name in (s.required or []) else "?" }}
 {%- endfor -%}
 {%- endmacro -%}
 {%- for t in tools or [] -%}
 {%- set f = t.function -%}
-<|tool|>{{ " " + f.description if f.description else "" }} ={{ f.name }}{{ members(f.parameters) }}
+<|tool|>{{ " " + f.description if f.description else "" }} {{ f.name }}{{ members(f.parameters) }}
 {%- endfor -%}
 {%- for m in messages -%}
 <|{{ m.role if m.role in ("user", "assistant", "system") else "user" }}|>{{ " " + (m.content or "") | trim }}
@@ -90,16 +90,17 @@ def _words() -> Iterator[str]:
     for slot in lexicon.SLOTS.values():
         if "|" in slot.values:
             anywhere |= set(slot.values.lstrip("*").split("|"))
-    after_space |= anywhere - set(lexicon.MASKS) | set(lexicon.OBJECTS)
+    after_space |= anywhere | set(lexicon.OBJECTS)
     numbers = {f"{n}" for n in range(100)} | {f"{n:02d}" for n in range(100)}
-    literals = ['[{"name": "', ', {"name": "', '{"name": "', ', "arguments": {"', ', "arguments": {', '": "', '":', ', "', '["', '{"']
+    literals = ('[{"name": "', ', {"name": "', '{"name": "', ', "arguments": {"', ', "arguments": {')
+    marks = ('": "', '":', ', "', '["', '{"', ' "', " {", " [", " (", " )")
     for text in (
         *(f" {word}" for word in sorted(after_space)),
         *sorted(anywhere | set(lexicon.OBJECTS)),
         *(f" {number}" for number in sorted(numbers)),
         *sorted(numbers),
         *literals,
-        *(" =", " ?=", ' "', " {", " [", " (", " )"),
+        *marks,
     ):
         for _ in range(2):
             yield text

@@ -44,6 +44,7 @@ class Level:
     optional: float = 0.3  # an optional parameter is left out
     filler: float = 0.5
     front: float = 0.1  # an argument comes before the action
+    near: float = 0.7  # another tool has the action or the object of the one that is asked for
     natural: float = 0.3  # names are words rather than masks, in a whole tool set
     lists: float = 0.0  # list parameters are allowed
     objects: float = 0.0  # object parameters are allowed
@@ -53,9 +54,9 @@ class Level:
 
 LEVELS: tuple[Level, ...] = (
     Level((1, 1), (1, 1), 0, 0, 0, 1, 0, 0.2, 0),
-    Level((2, 2), (1, 2), 0.05, 0, 0, 1, 0.1, 0.3, 0, no_call=0.05),
-    Level((2, 3), (1, 3), 0.1, 0.15, 0.03, 0.9, 0.2, 0.4, 0.05, no_call=0.05),
-    Level((2, 4), (1, 4), 0.15, 0.3, 0.06, 0.7, 0.3, 0.5, 0.1, lists=0.2, parallel=0.05, no_call=0.05),
+    Level((2, 2), (1, 2), 0.05, 0, 0, 1, 0.1, 0.3, 0, near=0.0, no_call=0.05),
+    Level((2, 3), (1, 3), 0.1, 0.15, 0.03, 0.9, 0.2, 0.4, 0.05, near=0.4, no_call=0.05),
+    Level((2, 4), (1, 4), 0.15, 0.3, 0.06, 0.7, 0.3, 0.5, 0.1, near=0.6, lists=0.2, parallel=0.05, no_call=0.05),
     Level((2, 4), (1, 4), lists=0.3, parallel=0.12, no_call=0.06),
     Level((3, 5), (2, 5), 0.2, 0.5, 0.2, 0.2, 0.35, 0.6, 0.15, lists=0.4, objects=0.4, parallel=0.2, no_call=0.06),
 )
@@ -185,12 +186,8 @@ class World:
         kinds = [first]
         wanted = rnd.randint(*level.tools)
         while len(kinds) < wanted:
-            like = rnd.random()
-            near = [
-                kind
-                for kind in self._known
-                if (like < 0.4 and kind[1] == first[1]) or (0.4 <= like < 0.7 and kind[0] == first[0]) or like >= 0.7
-            ]
+            shared = rnd.random() < 0.57  # more often the object than the action
+            near = [k for k in self._known if k[shared] == first[shared]] if self._chance(level.near) else []
             kind = rnd.choice(near or self._known)
             if kind not in kinds:
                 kinds.append(kind)
@@ -209,7 +206,9 @@ class World:
             if not (SLOTS[slot].values.startswith("*") and not self._chance(level.lists))
             and not (SLOTS[slot].values.startswith("{") and not self._chance(level.objects))
         ]
-        inner = {m for slot in possible if SLOTS[slot].values.startswith("{") for m in SLOTS[slot].values[1:].split(",")}
+        inner = {
+            m for slot in possible if SLOTS[slot].values.startswith("{") for m in SLOTS[slot].values[1:].split(",")
+        }
         possible = [slot for slot in possible if slot not in inner]  # one cue, one meaning
         chosen = rnd.sample(possible, min(len(possible), rnd.randint(*level.parameters) + self._chance(0.3)))
         surely = rnd.choice(chosen)
@@ -250,7 +249,7 @@ class World:
             taken = {tool.kind for tool in tools}
             spare = _Tool(rnd.choice([kind for kind in self._known if kind not in taken]), "", ())
             spare = self._tool(spare.kind, list(MASKS), True, {})
-            asked, calls = [spare], []
+            calls: list[dict[str, Any]] = []
             words += self._clause(spare, tools)[0]
         else:
             fitting = [tool for tool in tools if not self.unseen_tools or tool.kind in self._asked]
@@ -271,7 +270,7 @@ class World:
     def _clause(self, tool: _Tool, tools: list[_Tool]) -> tuple[list[str], dict[str, Any]]:
         """Words that ask for one call, and its arguments in the tool's order."""
         level, rnd = self.level, self._random
-        given = [p for p in tool.parameters if p.required or not self._chance(level.optional)][:4]
+        given = [p for p in tool.parameters if p.required or not self._chance(level.optional)]
         said: list[list[str]] = []
         arguments: dict[str, Any] = {}
         for parameter in given:

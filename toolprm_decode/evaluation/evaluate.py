@@ -1,0 +1,116 @@
+"""Runs strategies over a suite of questions and says how often each is right, and at what cost."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from toolprm_decode.decoding import Decoder, Request
+from toolprm_decode.errors import RequestError
+from toolprm_decode.evaluation.statistics import bootstrap
+from toolprm_decode.evaluation.strategies import Strategy
+from toolprm_decode.learning.labels import trajectory_right
+from toolprm_decode.learning.samples import Sample
+from toolprm_decode.learning.world.world import STANDARD, World
+
+BUILT_IN = {
+    "built-in": (False, True),  # unseen values and unseen tools in turn
+    "built-in-values": (False,),
+    "built-in-tools": (True,),
+}
+
+
+def load_suite(name: str, limit: int = 1000, seed: int = 0, split: str = "test") -> list[Sample]:
+    """The questions of a suite. Those of the built-in world are drawn by the seed, none is ever trained on.
+
+    Raises RequestError for an unknown suite or a limit below 1.
+    """
+    if name not in BUILT_IN:
+        raise RequestError(f"unknown suite {name!r:.60}: use one of {', '.join(BUILT_IN)}")
+    if limit < 1:
+        raise RequestError(f"the limit must be 1 or more, not {limit}")
+    parts = BUILT_IN[name]
+    drawn = [World(seed, STANDARD, split, unseen).samples(-(-limit // len(parts))) for unseen in parts]
+    return [sample for group in zip(*drawn, strict=True) for sample in group][:limit]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a strategy did on each question of a suite: whether it was right, and the tokens it spent.
+
+    Attributes:
+        right: bool [n]. policy_tokens, prm_tokens: int64 [n], prompts included.
+    """
+
+    strategy: Strategy
+    right: np.ndarray
+    policy_tokens: np.ndarray
+    prm_tokens: np.ndarray
+
+    def summary(self, against: Outcome | None = None) -> dict[str, Any]:
+        """Accuracy with its 95 % bootstrap interval and mean tokens a question; against: paired differences to it."""
+        accuracy = bootstrap(self.right)
+        row: dict[str, Any] = {
+            "strategy": self.strategy.name,
+            "n": len(self.right),
+            "accuracy": accuracy.mean,
+            "low": accuracy.low,
+            "high": accuracy.high,
+            "policy_tokens": float(self.policy_tokens.mean()),
+            "prm_tokens": float(self.prm_tokens.mean()),
+        }
+        if against is not None:
+            gain = bootstrap(self.right.astype(float) - against.right)
+            row |= {
+                "against": against.strategy.name,
+                "difference": gain.mean,
+                "difference_low": gain.low,
+                "difference_high": gain.high,
+            }
+        return row
+
+
+def evaluate(
+    samples: Sequence[Sample],
+    strategies: Sequence[Strategy],
+    plain: Decoder,
+    rewarded: Decoder | None,
+    *,
+    batch: int = 32,
+    progress: Callable[[str, int], None] | None = None,
+) -> list[Outcome]:
+    """Runs each strategy over the questions.
+
+    Args:
+        plain: decodes without a reward model. rewarded: with one; needed by strategies that use it.
+        batch: questions decoded together; it changes nothing but the time.
+        progress: called with the strategy's name and how many questions it has done.
+
+    Raises RequestError where a strategy needs a reward model and there is none.
+    """
+    outcomes = []
+    for strategy in strategies:
+        decoder = rewarded if strategy.rewarded else plain
+        if decoder is None:
+            raise RequestError(f"the strategy {strategy.name!r} needs a reward model: pass --prm")
+        right, policy, prm = [], [], []
+        for start in range(0, len(samples), batch):
+            part = samples[start : start + batch]
+            requests = [Request(s.tools, s.messages, _own_seed(strategy.search, s)) for s in part]
+            for sample, decoded in zip(part, decoder.decode_batch(requests), strict=True):
+                right.append(trajectory_right(sample, strategy.pick(decoded)))
+                policy.append(decoded.stats.policy_tokens)
+                prm.append(decoded.stats.prm_tokens)
+            if progress is not None:
+                progress(strategy.name, start + len(part))
+        outcomes.append(Outcome(strategy, np.array(right), np.array(policy), np.array(prm)))
+    return outcomes
+
+
+def _own_seed(search: Any, sample: Sample) -> Any:
+    """A seed for each question: with one for all, chance would favour the same draws everywhere."""
+    return replace(search, seed=(search.seed << 32 | zlib.crc32(sample.id.encode())) % 2**64)

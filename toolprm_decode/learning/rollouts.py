@@ -1,0 +1,229 @@
+"""Rollouts: what a policy answers to questions under the grammar, many times each."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from toolprm_decode.decoding import Decoded, Decoder, Request
+from toolprm_decode.errors import BudgetExceeded, FormatError, RequestError, ToolSchemaError
+from toolprm_decode.formats import Format, get_format
+from toolprm_decode.grammar.call_grammar import Step
+from toolprm_decode.learning.samples import Sample
+from toolprm_decode.search import Search
+
+log = logging.getLogger(__name__)
+
+STRATEGIES = ("sample", "search")
+
+# What is wrong with one query, and no reason to stop at it.
+_REFUSALS = (ToolSchemaError, FormatError, RequestError, BudgetExceeded)
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How a policy is asked.
+
+    Attributes:
+        samples: answers a query; of "search" the continuations of a beam.
+        temperature: of the policy's legal tokens.
+        seed: of the random numbers. A query's own seed depends on it and on the query's id alone, so what is drawn
+            for it does not depend on the queries around it.
+        format: how the policy writes calls, "auto" by its chat template.
+        max_tokens: most tokens of an answer.
+        batch_size: queries decoded at once.
+        strategy: "sample" draws independent answers. "search" takes the candidates of a step-beam instead, also
+            the answers and prefixes that it gave up: those are the mistakes that a reward model meets there.
+        beams: prefixes that "search" retains.
+        policy: folder or hub id of the policy, for `decoder`.
+        prm: folder or hub id of the reward model that "search" ranks by, None for the log-probability.
+
+    Raises:
+        RequestError: a value is out of range. FormatError: an unknown format.
+    """
+
+    samples: int = 10
+    temperature: float = 1.0
+    seed: int = 0
+    format: str = "auto"
+    max_tokens: int = 512
+    batch_size: int = 32
+    strategy: str = "sample"
+    beams: int = 4
+    policy: str | None = None
+    prm: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise RequestError(f"unknown strategy {self.strategy!r:.60}: use one of {', '.join(STRATEGIES)}")
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise RequestError(f"batch_size must be a whole number of 1 or more, not {self.batch_size!r:.60}")
+        if self.prm is not None and self.strategy != "search":
+            raise RequestError("a reward model takes part in strategy 'search' alone: samples are drawn without one")
+        get_format(self.format)
+        self._search(self.seed)
+
+    def search(self, sample_id: str) -> Search:
+        """The search of one query, with a seed of its own."""
+        digest = hashlib.sha256(f"{self.seed}:{sample_id}".encode("utf-8", "surrogatepass")).digest()
+        return self._search(int.from_bytes(digest[:8], "little"))
+
+    def decoder(self) -> Decoder:
+        """A decoder with the policy and the reward model named here. Raises what Decoder raises."""
+        if self.policy is None:
+            raise RequestError("name the policy: a transformers folder or hub id")
+        return Decoder(self.policy, self.prm, format=self.format)
+
+    def _search(self, seed: int) -> Search:
+        beam = self.strategy == "search"
+        return Search(
+            strategy="step-beam" if beam else "sample",
+            beams=self.beams,
+            width=self.samples,
+            temperature=self.temperature,
+            seed=seed,
+            max_tokens=self.max_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One distinct answer to a query, or the start of one that a search gave up.
+
+    Attributes:
+        text: what the policy wrote.
+        tokens: its token ids; empty for what a search gave up.
+        steps: its decisions.
+        calls: [{"name", "arguments"}] that the text makes; of a start those begun, with the arguments so far.
+        logprob: natural log-probability, as Answer.logprob.
+        count: how many draws ended in it.
+        finished: a whole answer.
+    """
+
+    text: str
+    tokens: list[int]
+    steps: list[Step]
+    calls: list[dict[str, Any]]
+    logprob: float
+    count: int
+    finished: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict, as `from_json` reads it. Log-probabilities to six decimals: further ones are noise."""
+        return {
+            "text": self.text,
+            "tokens": self.tokens,
+            "steps": [[s.kind, s.start, s.end, s.path, _rounded(s.logprob), s.score] for s in self.steps],
+            "calls": self.calls,
+            "logprob": _rounded(self.logprob),
+            "count": self.count,
+            "finished": self.finished,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Rollout:
+        """Reads what `to_json` gives."""
+        data = value["text"].encode()
+        steps = [
+            Step(kind, data[start:end].decode(), start, end, path, score, logprob)
+            for kind, start, end, path, logprob, score in value["steps"]
+        ]
+        return cls(**{**{name: value[name] for name in cls.__dataclass_fields__}, "steps": steps})
+
+
+@dataclass
+class Rollouts:
+    """Iterates over (sample, its rollouts), and knows afterwards what it cost.
+
+    Attributes:
+        skipped: (sample id, reason) of the queries that could not be asked.
+        policy_tokens: tokens run through the policy, prompts included.
+        format: name of the call format, once a query was answered.
+    """
+
+    samples: Iterable[Sample]
+    decoder: Decoder
+    settings: RolloutSettings
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    policy_tokens: int = 0
+    format: str | None = None
+
+    def __iter__(self) -> Iterator[tuple[Sample, list[Rollout]]]:
+        waiting = iter(self.samples)
+        while batch := list(itertools.islice(waiting, self.settings.batch_size)):
+            yield from self._batch(batch)
+
+    def _batch(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, list[Rollout]]]:
+        requests = [Request(s.tools, s.messages, self.settings.search(s.id)) for s in samples]
+        try:
+            answers = self.decoder.decode_batch(requests)
+        except _REFUSALS as error:
+            # A query that is refused fails the batch, mostly before any model ran: halves find it.
+            if len(samples) > 1:
+                middle = len(samples) // 2
+                yield from self._batch(samples[:middle])
+                yield from self._batch(samples[middle:])
+                return
+            log.info("query %s is skipped: %s", samples[0].id, error)
+            self.skipped.append((samples[0].id, " ".join(str(error).split())))
+            return
+        for sample, request, answer in zip(samples, requests, answers, strict=True):
+            self.policy_tokens += answer.stats.policy_tokens
+            self.format = answer.format
+            grammar = self.decoder.grammar(request.tools, request.search)
+            assert grammar.format is not None
+            names = [tool.name for tool in grammar.tools]
+            yield sample, _rollouts(answer, grammar.format, names)
+
+
+def roll_out(samples: Iterable[Sample], decoder: Decoder, settings: RolloutSettings) -> Rollouts:
+    """Asks the decoder's policy for answers to every sample, in order, in batches.
+
+    A query that the grammar refuses, or that is too long for the model, is left out and noted in `.skipped`.
+    Raises ModelNotSupported where the model's logits are not numbers.
+    """
+    return Rollouts(samples, decoder, settings)
+
+
+def calls_so_far(text: str, last: str, format: Format, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The calls that the start of an answer has begun, with the arguments written so far.
+
+    text: ends with a step. last: the kind of that step. names: of the tools.
+    """
+    if last == "TOTAL_FINISH":  # with or without what a format writes after the list
+        return format.parse(text if text.endswith(format.end) else text + format.end, names)
+    if format.pythonic:
+        tail = {"FUNC_NAME": "()", "ARG_VALUE": ")"}.get(last, "")
+    else:
+        tail = {"FUNC_NAME": format.arguments_open + "{}", "ARG_VALUE": "}"}.get(last, "")
+        tail += (format.call_close if last != "FUNC_FINISH" else "") + format.call_end
+    return format.parse(text + tail + format.list_close + format.end, names)
+
+
+def _rollouts(answer: Decoded, format: Format, names: Sequence[str]) -> list[Rollout]:
+    """One rollout a text, answers first, best first. A search may end in one text at several places."""
+    found = {(a.text, True): Rollout(a.text, a.tokens, a.steps, a.calls, a.logprob, 0) for a in answer.finished}
+    nodes = answer.tree.nodes
+    inner = {node.parent for node in nodes}
+    for index, node in enumerate(nodes):
+        steps = [step for i in answer.tree.path(index) for step in nodes[i].steps]
+        if index in inner or not steps:
+            continue
+        text = "".join(step.text for step in steps)
+        if node.finished and format.list_close:  # the last step ends with the list
+            text += format.end
+        known = found.get((text, node.finished))
+        if known is None:
+            calls = calls_so_far(text, steps[-1].kind, format, names)
+            logprob = sum(step.logprob or 0.0 for step in steps)
+            known = Rollout(text, [], steps, calls, logprob, 0, node.finished)
+        found[text, node.finished] = replace(known, count=known.count + node.multiplicity)
+    return list(found.values())
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
