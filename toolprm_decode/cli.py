@@ -1,4 +1,4 @@
-"""The command line: toolprm decode | demo."""
+"""The command line: toolprm demo | decode | annotate | train | evaluate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from toolprm_decode.errors import RequestError, ToolprmError
+from toolprm_decode.evaluation import command as evaluate_command
+from toolprm_decode.learning import annotate_command, train_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 on success, 2 on bad input with one line on stderr."""
     try:
         options = _parser().parse_args(argv)
+        _silence()
         options.run(options)
         sys.stdout.flush()
     except ToolprmError as error:
@@ -57,13 +60,17 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="see the decoder at work with a small model made on the spot",
-        description="Decodes a request over two built-in tools and draws the tree of steps.",
+        help="see the decoder at work with the small models of the package",
+        description="Answers a few requests that the models never saw and draws the tree of steps; or your own "
+        "request, over the tools that --tools lists.",
     )
-    demo.add_argument("request", nargs="?", help="your own request")
-    demo.add_argument("--tools", action="store_true", help="list the built-in tools and stop")
-    demo.add_argument("--seed", type=int, default=0, help="of the search (default 0)")
+    demo.add_argument("request", nargs="?", help="your own request, in the words of the tools' descriptions")
+    demo.add_argument("--tools", action="store_true", help="list the tools for your own requests and stop")
+    demo.add_argument("--seed", type=int, default=0, help="of the requests and the search (default 0)")
     demo.set_defaults(run=_demo)
+
+    for command in (annotate_command, train_command, evaluate_command):
+        command.add_parser(commands)
     return parser
 
 
@@ -105,7 +112,6 @@ def _decode(options: argparse.Namespace) -> None:
     get_format(options.format)
     tools = read_tools(_read_json(options.tools))
     request = _read_stdin() if options.request == "-" else options.request
-    _silence()
     from toolprm_decode.decoding import Decoder
 
     decoder = Decoder(options.model, options.prm, format=options.format)
@@ -172,24 +178,43 @@ def _explain(decoded: Any, format_reason: str) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from toolprm_decode.search import Search
-
-    search = Search(beams=2, width=4, seed=options.seed, max_tokens=96, max_calls=2, allow_no_call=False)
-    _silence()
+    if not 0 <= options.seed < 2**32:
+        raise RequestError(f"the seed must be between 0 and {2**32 - 1:,}, not {options.seed}")
     from rich.console import Console
 
-    from toolprm_decode.decoding import decode
-    from toolprm_decode.demo import TOOLS, load_demo
+    from toolprm_decode.demo import TOOLS, held_out, load_demo
 
     if options.tools:
         print(json.dumps(TOOLS, indent=2))
         return
+    from dataclasses import replace
+
+    from toolprm_decode.decoding import Decoder
+    from toolprm_decode.learning.labels import trajectory_right
+    from toolprm_decode.tools import read_tools
+
     demo = load_demo()
+    decoder = Decoder(demo.model, demo.prm, tokenizer=demo.tokenizer, search=replace(demo.search, seed=options.seed))
     console = Console(highlight=False, markup=False)
-    request = options.request or demo.request
-    decoded = decode(demo.model, demo.prm, demo.tools, request, search, tokenizer=demo.tokenizer)
-    console.print("The policy and the reward model of this demo are small random models made on the spot:")
-    console.print("what they write is always legal for the tools, and means nothing.\n", style="dim")
+    if options.request is not None:
+        _show(console, decoder.decode(demo.tools, options.request), options.request)
+        return
+    console.print(
+        "Requests that the models never saw, most with names that mean nothing: descriptions tell them apart."
+    )
+    for sample in held_out(options.seed):
+        console.print()
+        for tool in read_tools(sample.tools):
+            told = ", ".join(f"{key}: {p.get('description')}" for key, p in tool.parameters["properties"].items())
+            console.print(f"{tool.name}({told})  {tool.description}", style="dim")
+        decoded = decoder.decode(sample.tools, sample.messages)
+        _show(console, decoded, sample.messages[0]["content"])
+        console.print("right" if trajectory_right(sample, decoded.calls) else "wrong", style="bold")
+    console.print("\nYour own, over the tools of `toolprm demo --tools`:")
+    console.print(f'toolprm demo "{demo.request}"')
+
+
+def _show(console: Any, decoded: Any, request: str) -> None:
     console.print(f"request: {request}\n")
     console.print(decoded.tree.to_rich())
     console.print("\ncalls:")

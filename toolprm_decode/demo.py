@@ -1,105 +1,93 @@
-"""A small model and tools made on the spot, to see the decoder at work without any download."""
+"""The models that ship with the package, and tools and requests of the world that they were trained in."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolprm_decode.rewards import STEP_KINDS, ToolPRM
+from toolprm_decode.engine.engine import load_model, load_tokenizer
+from toolprm_decode.learning.samples import Sample
+from toolprm_decode.learning.world.world import World
+from toolprm_decode.models import MODELS
+from toolprm_decode.rewards import ToolPRM
+from toolprm_decode.search import Search
+
+# Chosen on validation questions of the built-in world.
+SEARCH = Search(beams=2, width=8, temperature=1.0, policy_weight=0.5, max_tokens=160)
+
+
+def _tool(name: str, description: str, required: str, **parameters: tuple[str, Any]) -> dict[str, Any]:
+    properties = {
+        key: {"type": kind, "description": about} if isinstance(kind, str) else {**kind, "description": about}
+        for key, (about, kind) in parameters.items()
+    }
+    schema = {"type": "object", "properties": properties, "required": required.split()}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+
 
 TOOLS: list[dict[str, Any]] = [
-    {
-        "name": "get_weather",
-        "description": "The weather forecast for a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "city": {"type": "string", "maxLength": 24},
-                "days": {"type": "integer", "minimum": 1, "maximum": 14},
-                "unit": {"enum": ["celsius", "fahrenheit"]},
-            },
-            "required": ["city"],
-        },
-    },
-    {
-        "name": "set_alarm",
-        "description": "Sets an alarm.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "time": {"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$"},
-                "repeat": {"type": "boolean"},
-            },
-            "required": ["time"],
-        },
-    },
+    _tool(
+        "book_hotel",
+        "book hotel",
+        "city",
+        city=("city in", "string"),
+        nights=("nights staying", "integer"),
+        breakfast=("includes breakfast", "boolean"),
+    ),
+    _tool(
+        "find_flight",
+        "find flight",
+        "to",
+        **{"from": ("leaving from", "string"), "to": ("going to", "string"), "date": ("date on", "string")},
+    ),
+    _tool(
+        "send_letter",
+        "send letter",
+        "recipient",
+        recipient=("recipient reaching", "string"),
+        topic=("about", "string"),
+        urgent=("needs rush", "boolean"),
+    ),
+    _tool(
+        "cancel_meeting",
+        "cancel meeting",
+        "person",
+        person=("person for", "string"),
+        room=("room inside", {"type": "string", "enum": ["kitchen", "bedroom", "office", "garage"]}),
+    ),
 ]
-REQUEST = "What will the weather be like in Oslo over the next three days?"
+REQUEST = "please find a flight from Oslo to Lima on March 14"
 
-_TEXTS = [
-    "What will the weather be like in Oslo over the next three days? Set an alarm for 07:30 and repeat it.",
-    '[{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3, "unit": "celsius"}}]',
-    '[{"name": "set_alarm", "arguments": {"time": "07:30", "repeat": true}}, {"name": "get_weather"}]',
-    "You can call these functions, one JSON schema a line. Answer with the calls that the request asks for.",
-]
+
+def held_out(seed: int = 0, count: int = 3) -> list[Sample]:
+    """Questions with values and tools that the models never saw."""
+    return World(seed, split="test", unseen_tools=True).samples(count)
 
 
 class Demo(NamedTuple):
-    """What load_demo() gives: decode(demo.model, demo.prm, demo.tools, demo.request, tokenizer=demo.tokenizer)."""
+    """What load_demo() gives: decode(demo.model, demo.prm, demo.tools, demo.request, tokenizer=demo.tokenizer).
 
-    model: LlamaForCausalLM
+    Attributes:
+        model: the policy. prm: the reward model.
+        tools, request: something to try them on.
+        search: the settings that did best on validation questions.
+    """
+
+    model: PreTrainedModel
     prm: ToolPRM
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
     tools: list[dict[str, Any]]
     request: str
-    trained: bool
+    search: Search
 
 
-def load_demo(seed: int = 0) -> Demo:
-    """A policy and a reward model of 0.1M random weights each: their calls are legal, and mean nothing.
+def load_demo(reward: str = "toolprm") -> Demo:
+    """The policy and a reward model of the package, on the CPU; they know the built-in world alone.
 
-    seed: of the weights.
+    reward: "toolprm", "c-prm" or "orm".
     """
-    tokenizer = _tokenizer()
-    policy, judge = (_model(len(tokenizer), seed + i, tokenizer.eos_token_id) for i in range(2))
-    return Demo(policy, ToolPRM(judge, tokenizer), tokenizer, TOOLS, REQUEST, trained=False)
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE over the demo's own texts."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    special = ["<|end|>", *(f"<{kind}>" for kind in STEP_KINDS)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(_TEXTS * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token=special[0], additional_special_tokens=special[1:]
-    )
-
-
-def _model(vocabulary: int, seed: int, eos: int) -> LlamaForCausalLM:
-    # Llama's: transformers loads its tokenizer as it was saved, while other families bring classes of their own.
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=eos,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
+    folder = MODELS / "policy"
+    model = load_model(folder, dtype="float32", device="cpu")
+    prm = ToolPRM.from_pretrained(MODELS / reward, dtype="float32", device="cpu")
+    return Demo(model, prm, load_tokenizer(folder), TOOLS, REQUEST, SEARCH)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -200,3 +201,17 @@ class TestPretraining:
                 node = row.tree.parents[node]
             assert path[::-1] == whole
             assert row.targets[chosen[-1]] == TOKENIZER.eos_token_id
+
+    def test_a_grown_model_starts_as_the_one_it_grew_from(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pretraining, "teacher_forced_accuracy", lambda *_: 0.5)
+        small = pretraining.build_model(TOKENIZER, self.SMALL)
+        deeper = replace(self.SMALL, layers=5, seed=9)
+        grown = pretraining.build_model(TOKENIZER, deeper)
+        tokens = torch.tensor([TOKENIZER("find flight to Oslo")["input_ids"]])
+        pretraining._grow(grown, small.state_dict())
+        with torch.inference_mode():
+            assert torch.allclose(small(tokens).logits, grown(tokens).logits, atol=1e-5)
+        with pytest.raises(RequestError, match="shallower"):
+            pretraining._grow(small, grown.state_dict())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolprm_decode.errors import RequestError
+from toolprm_decode.models import MODELS
 
 
 def add_parser(commands: Any) -> None:
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     from rich.progress import Progress
 
     from toolprm_decode.decoding import Decoder
-    from toolprm_decode.demo import MODELS, SEARCH
+    from toolprm_decode.demo import SEARCH
     from toolprm_decode.engine import Engine
     from toolprm_decode.evaluation.evaluate import evaluate, load_suite
     from toolprm_decode.evaluation.strategies import read_strategies, unrewarded
@@ -98,9 +99,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("strategy", "right", "95 %", "against the first", "policy tokens", "reward tokens")
+    table = Table(
+        Column("strategy", no_wrap=True), "right", "95 %", "against the first", "policy tokens", "reward tokens"
+    )
     for row in rows:
         against = (
             f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"

@@ -91,11 +91,11 @@ def annotate(
     done anew at every run and always gives the same.
 
     Args:
-        source: what `read_samples` takes, or a sequence of samples.
+        source: what `read_samples` takes, several paths or ids of it, or a sequence of samples.
         policy: its folder or hub id, or a decoder that has it. A decoder's weights are not compared with those of an
             earlier run; a folder's are.
         settings: how the policy is asked (arXiv 2510.14703: about ten rollouts a query).
-        shape, split, limit, on_error: as for `read_samples`.
+        shape, split, limit, on_error: as for `read_samples`, of each source.
         masked_copies: copies of each question under other names, in the place of the question; 0 leaves it as it is.
         irrelevance: the part of the questions that is asked once more without the tools that answer it.
         parquet: Parquet instead of JSON lines.
@@ -117,14 +117,14 @@ def annotate(
     if not isinstance(policy, Decoder):
         settings = replace(settings, policy=os.fspath(policy))
     done, report = Annotated(Path(out)), progress or (lambda phase, done, total: None)
-    given = _given(source)
-    if given is None:
-        read = read_samples(source, shape, on_error=on_error, split=split, limit=limit)
-        questions = list(read)
-        done.skipped_rows = [(f"{row.file}, line {row.line}", row.reason) for row in read.skipped]
-    else:
-        questions = given[:limit]
-    name = _name(source) if given is None else "samples"
+    sources = _several(source)
+    name = ", ".join(map(_name, sources)) or "samples"
+    questions: list[Sample] = [] if sources else list(source)[:limit]
+    for one in sources:
+        read = read_samples(one, shape, on_error=on_error, split=split, limit=limit)
+        own = f"{_name(one)}/" if len(sources) > 1 else ""  # ids may be the same in two sources
+        questions += [replace(sample, id=own + sample.id) for sample in read]
+        done.skipped_rows += [(f"{row.file}, line {row.line}", row.reason) for row in read.skipped]
     questions = [sample for question in questions for sample in _with_irrelevance(question, irrelevance, settings.seed)]
     if not questions:
         why = f": {done.skipped_rows[0][0]}: {done.skipped_rows[0][1]}" if done.skipped_rows else ""
@@ -187,11 +187,13 @@ def label_rollouts(sample: Sample, rollouts: Sequence[Rollout]) -> list[Labelled
     ]
 
 
-def _given(source: Any) -> list[Sample] | None:
-    """The samples of a source that is a sequence of them."""
+def _several(source: Any) -> list[Any]:
+    """The sources to read: one or several, none for a sequence of samples."""
     if not isinstance(source, Sequence) or isinstance(source, str | bytes):
-        return None
-    return list(source) if all(isinstance(sample, Sample) for sample in source) else None
+        return [source]
+    if source and all(isinstance(one, str | os.PathLike) for one in source):
+        return list(source)
+    return [] if all(isinstance(sample, Sample) for sample in source) else [source]
 
 
 def _name(source: Any) -> str:

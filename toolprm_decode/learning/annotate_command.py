@@ -8,6 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from toolprm_decode.models import MODELS
+
 # Reasons shown of what was left out; all of them are in OUT/rollouts/skipped.jsonl.
 _SHOWN = 5
 
@@ -21,12 +23,14 @@ def add_parser(commands: Any) -> None:
         "under the grammar and marks every step right or wrong. Started again after a break, it goes on from there. "
         "Prints the counts as JSON.",
     )
-    parser.add_argument("source", metavar="SOURCE", help="a file or folder, or the id of a Hugging Face data set")
-    parser.add_argument("--policy", required=True, metavar="PATH", help="a transformers folder or hub id")
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help="files, folders, or ids of Hugging Face data sets")
+    parser.add_argument(
+        "--policy", default=str(MODELS / "policy"), metavar="PATH", help="a folder or hub id (default: the package's)"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the labelled data set")
     parser.add_argument("--shape", default="auto", help="shape of the rows (default: recognised by their fields)")
     parser.add_argument("--split", help="split of a data set, or the file of a folder by the end of its name")
-    parser.add_argument("--limit", type=int, metavar="N", help="questions to read at most")
+    parser.add_argument("--limit", type=int, metavar="N", help="questions to read at most of each source")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="at a row that cannot be used")
     parser.add_argument("--masked-copies", type=int, default=3, metavar="N", help="0: no masking (default 3)")
     parser.add_argument(
@@ -110,7 +114,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _command(options: argparse.Namespace) -> str:
     """The command as it can be typed again, defaults included."""
-    words = ["toolprm", "annotate", str(options.source)]
+    words = ["toolprm", "annotate", *options.source]
     for name, value in vars(options).items():
         if name in ("command", "run", "source") or value is None or value is False:
             continue

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolprm_decode.errors import RequestError
+from toolprm_decode.models import MODELS
 
 
 def add_parser(commands: Any) -> None:
@@ -20,7 +21,12 @@ def add_parser(commands: Any) -> None:
         description="Reads what `toolprm annotate` writes, saves a reward model as an ordinary transformers folder.",
     )
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder of a labelled data set")
-    parser.add_argument("--base", required=True, metavar="PATH", help="base model: a transformers folder or hub id")
+    parser.add_argument(
+        "--base",
+        default=str(MODELS / "toolprm"),
+        metavar="PATH",
+        help="base model: a folder or hub id (default: the package's reward model)",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the reward model")
     parser.add_argument(
         "--kind",

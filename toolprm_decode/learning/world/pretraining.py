@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from toolprm_decode.errors import RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.grammar.call_grammar import CallGrammar
 from toolprm_decode.learning.packing import TokenTree
@@ -35,13 +36,16 @@ class Pretraining:
 
     Attributes:
         hidden, layers, heads, feedforward: its shape.
-        tokens: forward tokens in all.
+        tokens: forward tokens in all, after a warm-up.
+        warm_up: steps of the warm-up, at most: random texts to copy, until it is learnt well enough.
         batch: tokens a step.
         learning_rate: its peak; it falls linearly over the last `decay` of the training.
         tagged: share of the answers with a reward model's tags after their steps, which a later reward model reads.
         threshold: share of answers predicted right, token by token, at which the next level begins.
         hardest: the level where the curriculum ends.
         seed: of the weights and the questions.
+        grown_from: folder of a run whose newest checkpoint it starts from, in place of fresh weights and a warm-up. The
+            layers that it has beyond that one's begin as ones that change nothing.
     """
 
     hidden: int = 128
@@ -49,6 +53,7 @@ class Pretraining:
     heads: int = 4
     feedforward: int = 384
     tokens: int = 10_000_000
+    warm_up: int = 300
     batch: int = 2000
     learning_rate: float = 2e-3
     decay: float = 0.4
@@ -56,6 +61,7 @@ class Pretraining:
     threshold: float = 0.6
     hardest: int = STANDARD
     seed: int = 0
+    grown_from: str | None = None
 
 
 def answer_of(sample: Sample) -> str:
@@ -97,9 +103,8 @@ def _initialise(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> 
     """Random weights in which copying is easy to find.
 
     A word has much the same embedding with and without the space before it. The first head of layer 0 looks at the
-    token before (by constant query and key biases, which RoPE turns) and writes it into a subspace of its own, the
-    second does so for the one before that; two heads of each of the next two layers match the first against the token
-    at hand, and copy what followed it there (induction).
+    token before (by constant query and key biases, which RoPE turns) and writes it into a subspace of its own; two
+    heads of each of the next two layers match that against the token at hand, and copy what followed it (induction).
     """
     config = model.config
     width, heads = config.hidden_size, config.num_attention_heads
@@ -124,23 +129,19 @@ def _initialise(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> 
 
     frequencies = 1.0 / 1e5 ** (torch.arange(0, size, 2).float() / size)
     basis, _ = torch.linalg.qr(torch.randn(width, width))
-    # What a token is, and where the one and the two before it are noted.
-    content, stored, stored_second = basis[:size], basis[size : 2 * size], basis[2 * size : 3 * size]
+    content, stored = basis[:size], basis[size : 2 * size]  # what a token is, and where the token before is noted
     fast = int((frequencies > 0.01).sum())
     turning = min(5, fast)
     half = size // 2
     attention = model.model.layers[0].self_attn
     strength = math.sqrt(8.0 * math.sqrt(size) / float((1 - frequencies[:turning].cos()).sum()))
-    for head, (distance, into) in enumerate(((1, stored), (2, stored_second))):
-        rows, start = slice(head * size, (head + 1) * size), head * size
-        attention.q_proj.weight[rows] *= 0.1
-        attention.k_proj.weight[rows] *= 0.1
-        attention.q_proj.bias[start : start + turning] = strength
-        turn = distance * frequencies[:turning]
-        attention.k_proj.bias[start : start + turning] = strength * turn.cos()
-        attention.k_proj.bias[start + half : start + half + turning] = strength * turn.sin()
-        attention.v_proj.weight[rows] = content
-        attention.o_proj.weight[:, rows] = 1.13 / math.sqrt(size) * into.T
+    attention.q_proj.weight[:size] *= 0.1
+    attention.k_proj.weight[:size] *= 0.1
+    attention.q_proj.bias[:turning] = strength
+    attention.k_proj.bias[:turning] = strength * frequencies[:turning].cos()
+    attention.k_proj.bias[half : half + turning] = strength * frequencies[:turning].sin()
+    attention.v_proj.weight[:size] = content
+    attention.o_proj.weight[:, :size] = 1.13 / math.sqrt(size) * stored.T
     still = torch.cat([torch.arange(fast, half), torch.arange(fast + half, size)])  # hardly turned by RoPE
     for layer in model.model.layers[1:3]:
         attention = layer.self_attn
@@ -153,6 +154,19 @@ def _initialise(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> 
                 projection.weight[head * size + still] = 2.2 * read[some]
             attention.v_proj.weight[rows] = copied[:, rows].T
             attention.o_proj.weight[:, rows] = 0.7 * copied[:, rows]
+
+
+@torch.no_grad()
+def _grow(model: LlamaForCausalLM, weights: dict[str, torch.Tensor]) -> None:
+    """Gives a model the weights of a shallower one; the layers on top add nothing to what they read, at first."""
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    new = {int(name.split(".")[2]) for name in missing}
+    if unexpected or new & {int(name.split(".")[2]) for name in weights if name.startswith("model.layers.")}:
+        raise RequestError("a model grows from a shallower one of the same width")
+    for index in new:
+        layer = model.model.layers[index]
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
 
 
 @dataclass
@@ -285,6 +299,22 @@ def _batches(rows: _Rows, settings: Pretraining, step: int, level: int) -> Itera
     yield from batches
 
 
+def _copying(vocabulary: int, rnd: random.Random) -> _Row:
+    """A row of random segments, and the same in another order: from its second token on, each can be copied."""
+    segments = [[rnd.randrange(len(DEFAULT_TAGS), vocabulary) for _ in range(rnd.randint(2, 5))] for _ in range(6)]
+    row = _Row(TokenTree(), [], [], [])
+    node = row.tree.add([token for segment in segments for token in segment])[-1]
+    rnd.shuffle(segments)
+    for segment in segments:
+        for index, token in enumerate(segment):
+            if index:
+                row.nodes.append(node)
+                row.targets.append(token)
+                row.answers.append(0)
+            (node,) = row.tree.add([token], node)
+    return row
+
+
 def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_every: float = 180.0) -> Path:
     """Trains a model and saves it, with its tokenizer, as a transformers folder; goes on where it was interrupted.
 
@@ -314,6 +344,10 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
         optimizer.load_state_dict(state["optimizer"])
         step, round_, seen, seconds = state["step"], state["round"], state["seen"], state["seconds"]
         curriculum = _Curriculum(settings, state["curriculum"])
+    elif settings.grown_from is not None:
+        state = torch.load(Path(settings.grown_from) / "checkpoint.pt", weights_only=True)
+        _grow(model, state["model"])
+        curriculum = _Curriculum(settings, state["curriculum"])
     rows = _Rows(tokenizer, settings.tagged)
     validation = {
         "values": World(1, settings.hardest, "validation").samples(200),
@@ -339,6 +373,28 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
         torch.save(state, folder / "checkpoint.tmp")
         os.replace(folder / "checkpoint.tmp", checkpoint)
 
+    def update(batch: Sequence[_Row], rate: float) -> tuple[float, list[bool]]:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss, right = _loss(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item(), right
+
+    if step == 0 and settings.grown_from is None:
+        started = time.perf_counter()
+        rnd = random.Random(f"copying {settings.seed}")
+        loss = math.inf
+        for index in range(settings.warm_up):
+            rows_to_copy = [_copying(len(tokenizer), rnd) for _ in range(settings.batch // 50)]
+            loss, _ = update(rows_to_copy, settings.learning_rate * min(1.0, (index + 1) / 50))
+            if loss < 0.5:
+                break
+        seconds += time.perf_counter() - started
+        log(warm_up=index + 1, loss=round(loss, 4))
+
     losses: list[float] = []
     reported = evaluated = seconds
     while seen < settings.tokens:
@@ -346,16 +402,10 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
         for batch in _batches(rows, settings, round_, curriculum.level):
             left = 1 - seen / settings.tokens
             rate = settings.learning_rate * min(1.0, (step + 1) / 50) * max(0.0, min(1.0, left / settings.decay))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, right = _loss(model, batch)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            loss, right = update(batch, rate)
             step += 1
             seen += sum(len(row.tree) for row in batch)
-            losses.append(loss.item())
+            losses.append(loss)
             if curriculum.update(sum(right) / len(right)):
                 log(level=curriculum.level)
         round_ += 1

@@ -1,0 +1,139 @@
+"""Makes the models that ship with the package: python -m toolprm_decode.learning.world.build WORK [STAGE ...]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from toolprm_decode.errors import DataError
+from toolprm_decode.learning.annotate import annotate
+from toolprm_decode.learning.rollouts import RolloutSettings
+from toolprm_decode.learning.samples import Sample
+from toolprm_decode.learning.training import TrainSettings, train
+from toolprm_decode.learning.world.pretraining import Pretraining, pretrain
+from toolprm_decode.learning.world.world import World
+from toolprm_decode.models import MODELS
+
+POLICY = Pretraining(tokens=7_000_000, seed=1)
+# The reward models start from a deeper language model, which has seen answers with tags.
+BASE = Pretraining(layers=7, tokens=6_000_000, learning_rate=1.5e-3, tagged=0.4, hardest=5, seed=2)
+ROLLOUTS = RolloutSettings(samples=8, temperature=1.0, max_tokens=120, batch_size=64, seed=3)
+QUESTIONS = 16_000
+REWARD = TrainSettings(
+    epochs=1.0,
+    learning_rate=5e-4,
+    schedule="linear",
+    warmup=0.03,
+    row_tokens=512,
+    batch_tokens=4096,
+    weighting="sqrt",
+    checkpoint_every=200,
+    patience=0,
+    bf16=True,
+    seed=4,
+)
+KINDS = ("toolprm", "c-prm", "orm")
+MOST_BYTES = 24_000_000
+
+
+def questions(count: int) -> list[Sample]:
+    """Training questions, the most at the level that is measured, some easier and some harder."""
+    rnd = random.Random("questions for rollouts")
+    worlds = [World(11, level) for level in (3, 4, 5)]
+    return [rnd.choices(worlds, (0.15, 0.7, 0.15))[0].samples(1)[0] for _ in range(count)]
+
+
+def _policy(work: Path) -> None:
+    pretrain(work / "policy", POLICY)
+
+
+def _base(work: Path) -> None:
+    pretrain(work / "base", replace(BASE, grown_from=str(work / "policy")))
+
+
+def _labelled(work: Path) -> None:
+    settings = replace(ROLLOUTS, policy=str(work / "policy"))
+    annotate(
+        questions(QUESTIONS),
+        work / "policy",
+        work / "labelled",
+        settings=settings,
+        masked_copies=0,
+        irrelevance=0.0,
+        command="make models",
+        progress=_report,
+    )
+
+
+def _reward(kind: str, work: Path) -> None:
+    train(
+        work / "base",
+        work / "labelled",
+        work / kind,
+        kind=kind,
+        settings=REWARD,
+        resume=True,
+        command="make models",
+        progress=False,
+    )
+
+
+def _report(phase: str, done: int, total: int | None) -> None:
+    if done % 512 == 0:
+        print(f"{phase}: {done} of {total}", flush=True)
+
+
+def _export(work: Path) -> None:
+    """Copies the models into the package, in bfloat16, and checks that they are small enough."""
+    for name in ("policy", *KINDS):
+        source, target = work / name, MODELS / name
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        weights = {key: value.to(torch.bfloat16) for key, value in load_file(source / "model.safetensors").items()}
+        save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+        config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = "float32"  # what they are run in: on CPUs it is the faster for their size
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+            if (source / file).exists():
+                shutil.copy(source / file, target / file)
+    size = sum(file.stat().st_size for file in MODELS.rglob("*") if file.is_file())
+    if size > MOST_BYTES:
+        raise DataError(f"{MODELS}: the models take {size:,} bytes, and {MOST_BYTES:,} are allowed")
+
+
+STAGES: dict[str, Any] = {
+    "policy": _policy,
+    "base": _base,
+    "labelled": _labelled,
+    **{kind: lambda work, kind=kind: _reward(kind, work) for kind in KINDS},
+    "export": _export,
+}
+
+
+def main() -> None:
+    """Runs all stages, or those that are named; each goes on where it was interrupted, and a finished one is quick."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path, help="folder for checkpoints and data, to go on from later")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)} (default: all)")
+    options = parser.parse_args()
+    unknown = sorted({*options.stages} - {*STAGES})
+    if unknown:
+        parser.error(f"unknown stage {unknown[0]!r}")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    for stage in options.stages or STAGES:
+        print(f"== {stage}", flush=True)
+        STAGES[stage](options.work)
+
+
+if __name__ == "__main__":
+    main()
