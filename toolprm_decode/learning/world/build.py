@@ -14,11 +14,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from toolprm_decode.decoding import Decoder
+from toolprm_decode.demo import SEARCH
+from toolprm_decode.engine import Engine
 from toolprm_decode.errors import DataError
+from toolprm_decode.evaluation.evaluate import evaluate, load_suite
+from toolprm_decode.evaluation.strategies import read_strategies
 from toolprm_decode.learning.annotate import annotate
+from toolprm_decode.learning.files import write_whole
 from toolprm_decode.learning.rollouts import RolloutSettings
 from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.training import TrainSettings, train
+from toolprm_decode.learning.world.cards import model_card
 from toolprm_decode.learning.world.pretraining import Pretraining, pretrain
 from toolprm_decode.learning.world.world import World
 from toolprm_decode.models import MODELS
@@ -42,6 +49,14 @@ REWARD = TrainSettings(
     seed=4,
 )
 KINDS = ("toolprm", "c-prm", "orm")
+TESTED = 500  # questions of each suite
+_SAMPLING = "best-of-n:4,best-of-n:16,best-of-n:4@{w},best-of-n:16@{w},weighted-vote:4,weighted-vote:16"
+STRATEGIES = {
+    "toolprm": f"greedy,sample,majority-vote:16,logprob-best-of-n:16,{_SAMPLING},logprob-step-beam:2x8,step-beam:2x8@0,"
+    "step-beam".format(w=SEARCH.policy_weight),
+    "c-prm": f"{_SAMPLING},step-beam".format(w=SEARCH.policy_weight),
+    "orm": _SAMPLING.format(w=SEARCH.policy_weight),
+}
 MOST_BYTES = 24_000_000
 
 
@@ -103,12 +118,35 @@ def _export(work: Path) -> None:
         config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config["dtype"] = "float32"  # what they are run in: on CPUs it is the faster for their size
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             if (source / file).exists():
                 shutil.copy(source / file, target / file)
     size = sum(file.stat().st_size for file in MODELS.rglob("*") if file.is_file())
     if size > MOST_BYTES:
         raise DataError(f"{MODELS}: the models take {size:,} bytes, and {MOST_BYTES:,} are allowed")
+
+
+def _figures(work: Path) -> None:
+    """Measures the exported models on held-out questions: values that they never saw, and tools."""
+    policy = Engine.from_pretrained(MODELS / "policy")
+    plain = Decoder(policy)
+    found: dict[str, Any] = {}
+    for suite in ("built-in-values", "built-in-tools"):
+        samples = load_suite(suite, TESTED)
+        greedy = evaluate(samples, read_strategies("greedy", SEARCH), plain, None)[0]
+        for kind, names in STRATEGIES.items():
+            decoder = Decoder(policy, MODELS / kind)
+            outcomes = evaluate(samples, read_strategies(names, SEARCH), plain, decoder)
+            found[f"{suite} {kind}"] = [outcome.summary(greedy) for outcome in outcomes]
+            print(json.dumps({suite: kind, "rows": found[f"{suite} {kind}"]}), flush=True)
+    write_whole(work / "figures.json", json.dumps(found, indent=2).encode())
+
+
+def _cards(work: Path) -> None:
+    """Writes the model cards of the package from what was recorded."""
+    figures = json.loads((work / "figures.json").read_text(encoding="utf-8"))
+    for name in ("policy", *KINDS):
+        write_whole(MODELS / name / "README.md", model_card(name, work, figures).encode())
 
 
 STAGES: dict[str, Any] = {
@@ -117,6 +155,8 @@ STAGES: dict[str, Any] = {
     "labelled": _labelled,
     **{kind: lambda work, kind=kind: _reward(kind, work) for kind in KINDS},
     "export": _export,
+    "figures": _figures,
+    "cards": _cards,
 }
 
 
