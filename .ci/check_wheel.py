@@ -32,6 +32,7 @@ def run(*command: str | Path, cwd: Path = Path("/")) -> None:
 def check_contents(target: Path) -> None:
     package = target / "toolprm_decode"
     wanted = ["py.typed", "include/toolprm/*.h", "lib/*toolprm*", "lib/cmake/toolprm/toolprmConfig.cmake", "_core*"]
+    wanted += [f"models/{name}/model.safetensors" for name in ("policy", "toolprm", "c-prm", "orm")]
     missing = [pattern for pattern in wanted if not list(package.glob(pattern))]
     if missing:
         sys.exit(f"the wheel lacks {', '.join(missing)}")

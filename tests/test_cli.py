@@ -226,7 +226,7 @@ def test_bad_tools_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert_one_line(*run(capsys, "decode", "--model", folder / "policy", "--tools", path, "x"))
 
 
-@pytest.mark.parametrize("command", [[], ["decode"], ["demo"]], ids=["toolprm", "decode", "demo"])
+@pytest.mark.parametrize("command", [[], *([name] for name in ("decode", "demo", "annotate", "train", "evaluate"))])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
@@ -235,17 +235,24 @@ def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith(" ".join(["usage: toolprm", *command]))
 
 
-def test_demo_ends_with_its_calls_as_plain_json(
+def test_demo_answers_a_request_of_your_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    for request in ([], ["Wake me [at] seven"]):
-        code, out, err = run(capsys, "demo", *request)
+    for request in ("book hotel in Rome staying 3 with breakfast", "Wake me [at] seven"):
+        code, out, err = run(capsys, "demo", request)
         assert (code, err) == (0, "")
-        assert "".join(request or [load_demo().request])[:20] in out and "FUNC_NAME" in out
+        assert request[:20] in out
         calls = json.loads(out.splitlines()[-1])
-        assert {call["name"] for call in calls} <= {tool["name"] for tool in load_demo().tools}
-        assert calls
+        assert {call["name"] for call in calls} <= {tool["function"]["name"] for tool in load_demo().tools}
+
+
+def test_demo_answers_held_out_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "demo")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert out.count("request: ") == 3 and "FUNC_NAME" in out
+    assert lines.count("right") + lines.count("wrong") == 3 and lines.count("right") >= 2
 
 
 def test_demo_lists_its_tools(capsys: pytest.CaptureFixture[str]) -> None:

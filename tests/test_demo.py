@@ -1,48 +1,80 @@
-"""The demo decodes at once: no download, the same each time, and it can be saved and loaded."""
+"""The models of the package: small, loaded offline, and right about their world often enough to show something."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors import safe_open
 
-from toolprm_decode import Search, decode, load_demo
-from toolprm_decode.tools import read_tools
+from toolprm_decode import Decoder, ToolPRM, decode, load_demo
+from toolprm_decode.demo import held_out
+from toolprm_decode.evaluation.evaluate import evaluate, load_suite
+from toolprm_decode.evaluation.strategies import read_strategies
+from toolprm_decode.learning.training import KINDS
+from toolprm_decode.learning.world.tokenizer import build_tokenizer
+from toolprm_decode.models import MODELS
+from toolprm_decode.rewards import DEFAULT_TAGS
 
-from .grammar.bfcl import misfits
-
-QUICK = Search(beams=2, width=3, max_tokens=64, allow_no_call=False)
-
-
-def test_the_demo_decodes_legal_calls() -> None:
-    demo = load_demo()
-    for seed in range(3):
-        search = Search(beams=2, width=4, seed=seed, max_tokens=64, allow_no_call=False)
-        decoded = decode(demo.model, demo.prm, demo.tools, demo.request, search, tokenizer=demo.tokenizer)
-        assert decoded.calls and not misfits(decoded.calls, read_tools(demo.tools))
-        assert all(step.score is not None for step in decoded.steps)
-    assert not demo.trained
+NAMES = ("policy", *KINDS)
 
 
-def test_the_demo_is_the_same_each_time_and_leaves_the_random_state_alone() -> None:
+def test_they_fit_into_the_package() -> None:
+    assert sum(file.stat().st_size for file in MODELS.rglob("*") if file.is_file()) < 24_000_000
+    for name in NAMES:
+        with safe_open(MODELS / name / "model.safetensors", "pt") as weights:
+            assert {weights.get_slice(key).get_dtype() for key in weights.keys()} == {"BF16"}  # noqa: SIM118
+        card = (MODELS / name / "README.md").read_text(encoding="utf-8")
+        assert all(word in card for word in ("Data", "make models", "hours", "## On held-out questions", "## Limits"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reward_models_judge_their_kinds_of_steps(kind: str) -> None:
+    demo = load_demo(kind)
+    assert demo.prm.tags == {step: DEFAULT_TAGS[step] for step in DEFAULT_TAGS if step in KINDS[kind]}
+    decoded = decode(demo.model, demo.prm, demo.tools, demo.request, demo.search, tokenizer=demo.tokenizer)
+    assert {step.kind for step in decoded.steps if step.score is not None} == set(KINDS[kind])
+
+
+def test_they_were_made_for_the_tokenizer_of_the_world() -> None:
+    demo, own = load_demo(), build_tokenizer()
+    for tokenizer in (demo.tokenizer, demo.prm.tokenizer):
+        assert tokenizer.get_vocab() == own.get_vocab()
+        assert tokenizer.chat_template == own.chat_template
+
+
+def test_the_demo_answers_its_request_and_leaves_the_random_state_alone() -> None:
     torch.manual_seed(5)
-    expected = torch.rand(3)
+    expected = torch.rand(1)
     torch.manual_seed(5)
-    one, two, other = load_demo(), load_demo(), load_demo(seed=9)
-    assert torch.equal(torch.rand(3), expected)
-    texts = [
-        decode(demo.model, demo.prm, demo.tools, demo.request, QUICK, tokenizer=demo.tokenizer).text
-        for demo in (one, two, other)
-    ]
-    assert texts[0] == texts[1] != texts[2]
-    assert one.tokenizer.get_vocab() == two.tokenizer.get_vocab()
-
-
-def test_the_demo_can_be_saved_and_decoded_from_its_folders(tmp_path: Path) -> None:
     demo = load_demo()
-    demo.model.save_pretrained(tmp_path / "policy")
-    demo.tokenizer.save_pretrained(tmp_path / "policy")
-    demo.prm.save_pretrained(tmp_path / "prm")
-    expected = decode(demo.model, demo.prm, demo.tools, demo.request, QUICK, tokenizer=demo.tokenizer)
-    found = decode(tmp_path / "policy", tmp_path / "prm", demo.tools, demo.request, QUICK)
-    assert (found.text, found.tokens) == (expected.text, expected.tokens)
+    decoded = decode(demo.model, demo.prm, demo.tools, demo.request, demo.search, tokenizer=demo.tokenizer)
+    assert decoded.calls == [{"name": "find_flight", "arguments": {"from": "Oslo", "to": "Lima", "date": "March 14"}}]
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_held_out_questions_are_those_of_the_seed() -> None:
+    assert held_out(3) == held_out(3) != held_out(4)
+
+
+def test_the_policy_is_right_about_half_of_the_time_and_the_search_more_often() -> None:
+    """The figures are in the cards; here on fewer questions, far enough from the edges not to depend on them."""
+    demo = load_demo()
+    samples = load_suite("built-in", 120)
+    plain = Decoder(demo.model, tokenizer=demo.tokenizer)
+    rewarded = Decoder(demo.model, demo.prm, tokenizer=demo.tokenizer)
+    outcomes = evaluate(samples, read_strategies("greedy,step-beam", demo.search), plain, rewarded)
+    greedy, beam = (outcome.right.mean() for outcome in outcomes)
+    assert 0.35 < greedy < 0.85
+    assert beam > greedy
+
+
+def test_they_load_from_their_folders(tmp_path: Path) -> None:
+    prm = ToolPRM.from_pretrained(MODELS / "toolprm")
+    prm.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["toolprm"] == prm.record
+    steps = [("FUNC_NAME", '[{"name": "find_flight"'), ("ARG_VALUE", ', "arguments": {"to": "Lima"')]
+    again = ToolPRM.from_pretrained(tmp_path)
+    assert again.score("<|user|> to Lima<|assistant|>", steps) == prm.score("<|user|> to Lima<|assistant|>", steps)

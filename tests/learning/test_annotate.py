@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers as hf
 
 from toolprm_decode import CallGrammar, Decoder, load_demo
@@ -215,6 +216,24 @@ def test_samples_and_a_decoder_in_memory_will_do(tmp_path: Path) -> None:
     assert set(trajectories(tmp_path)) == {"s0", "s1", "s2", "s3"}
 
 
+def test_several_sources_are_one_data_set(source: Path, policy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(source.read_text())
+    make([source, other], policy, tmp_path / "out", limit=3, masked_copies=0, irrelevance=0.0)
+    assert sorted(trajectories(tmp_path / "out")) == sorted(
+        f"{name}.jsonl/{name}-{number}" for name in ("questions", "other") for number in range(3)
+    )
+    (tmp_path / "more").mkdir()
+    (same := tmp_path / "more" / source.name).write_text(source.read_text())
+    make([source, same], policy, tmp_path / "same", limit=2, masked_copies=0, irrelevance=0.0)
+    assert sorted(trajectories(tmp_path / "same")) == [
+        f"{place}/questions.jsonl/questions-{number}" for place in range(2) for number in range(2)
+    ]
+    with pytest.raises(DataError, match="2 questions of samples have the id 'twice'"):
+        make([Sample("twice", TOOLS, [{"role": "user", "content": "?"}], [])] * 2, policy, tmp_path / "twice")
+    assert not (tmp_path / "twice").exists()
+
+
 def test_a_search_s_candidates_are_labelled_too(source: Path, policy: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(QUICK, strategy="search", samples=3, beams=2)
     make(source, policy, tmp_path, settings=settings)
@@ -252,7 +271,10 @@ def test_other_settings_are_refused(
 
 
 def test_another_policy_is_refused(whole: Path, source: Path, tmp_path: Path) -> None:
-    other = load_demo(seed=1)
+    other = load_demo()
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter += 0.01
     other.model.save_pretrained(tmp_path)
     other.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(DataError, match="was begun with policy="):

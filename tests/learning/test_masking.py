@@ -188,6 +188,22 @@ def test_defaults_change_only_where_that_is_safe(default: Any, request_text: str
     assert unmask(masked, mask) == asked
 
 
+@pytest.mark.parametrize(
+    ("schema", "changes"),
+    [({"$ref": "#/properties/b"}, True), ({"$ref": "#/$defs/nowhere"}, False), ({"minimum": "x"}, False)],
+    ids=str,
+)
+def test_a_default_of_a_schema_that_refers_to_others(schema: dict[str, Any], changes: bool) -> None:
+    properties = {"a": {**schema, "default": 12}, "b": {"type": "integer"}}
+    tool = {"name": "f", "parameters": {"type": "object", "properties": properties}}
+    gold = [gold_call("f", {"a": 12})]
+    sample = Sample("q", [tool], [{"role": "user", "content": "The 12 of them"}], gold)
+    masked, mask = mask_sample(sample, 0)
+    assert unmask(masked, mask) == sample
+    (values,) = masked.gold[0]["arguments"].values()
+    assert (values != [12]) == changes
+
+
 def test_defaults_keep_to_the_schema() -> None:
     tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"enum": ["ab", "cd"], "default": "ab"}}}}
     asked = Sample("q", [tool], [{"role": "user", "content": "ab"}], [gold_call("f", {"a": "ab"})])

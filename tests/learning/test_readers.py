@@ -217,6 +217,56 @@ def test_a_row_that_cannot_be_used_is_named(row: Any, said: str, tmp_path: Path)
     assert list(read_samples(path, limit=1)) and not list(read_samples(path, limit=0))
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/nowhere"},
+        {"$ref": "http://127.0.0.1:9/schema"},
+        {"$ref": "#/properties/a"},
+        {"pattern": "("},
+        {"minimum": "x"},
+        {"multipleOf": 0},
+    ],
+    ids=str,
+)
+def test_gold_that_no_schema_can_check_is_named(schema: dict[str, Any], tmp_path: Path) -> None:
+    value = "text" if "pattern" in schema else 1
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}
+    row = {**ROW, "tools": [tool], "answers": [{"name": "f", "arguments": {"a": value}}]}
+    with pytest.raises(DataError, match=r"x\.jsonl, line 1: the gold cannot be checked by the schema of 'f'"):
+        list(read_samples(write(tmp_path / "x.jsonl", [row])))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"tool_calls": {"name": "weather"}}, "'tool_calls' must be a list of calls, but it is an object"),
+        ({"tool_calls": 5}, "'tool_calls' must be a list of calls, but it is a number"),
+        ({"tool_calls": ["weather"]}, "call 0 of 'tool_calls' must be an object, but it is text"),
+        ({"function_call": "weather"}, "call 0 of 'tool_calls' must be an object, but it is text"),
+    ],
+)
+def test_malformed_calls_of_a_chat_are_not_taken_for_none(answer: dict[str, Any], said: str, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Rain?"}, {"role": "assistant", **answer}]
+    with pytest.raises(DataError, match=f"line 1: {said}"):
+        list(read_samples(write(tmp_path / "x.jsonl", [{"messages": messages, "tools": TOOLS}])))
+
+
+@pytest.mark.parametrize("truth", [5, None])
+def test_answers_of_bfcl_that_are_no_list_are_named(truth: Any, tmp_path: Path) -> None:
+    row = {"id": "a", "question": [[{"role": "user", "content": "Rain?"}]], "function": TOOLS}
+    (tmp_path / "possible_answer").mkdir()
+    write(tmp_path / "possible_answer" / "x.json", [{"id": "a", "ground_truth": truth}])
+    with pytest.raises(DataError, match="line 1: the ground truth must be a list of answers"):
+        list(read_samples(write(tmp_path / "x.json", [row])))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    for text in (json.dumps(ROW), json.dumps([ROW])):
+        (tmp_path / "x.json").write_text(text, encoding="utf-8-sig")
+        assert only(tmp_path / "x.json").messages == [{"role": "user", "content": ROW["query"]}]
+
+
 def test_rows_of_no_known_shape(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 1: no known shape has the fields id, text"):
         list(read_samples(write(tmp_path / "x.jsonl", [{"id": 1, "text": "?"}])))
@@ -249,6 +299,8 @@ def test_a_damaged_list_gives_what_comes_before(tmp_path: Path) -> None:
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         read_samples(tmp_path / "x.jsonl")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_samples("x" * 5000)
     with pytest.raises(DataError, match="no file with questions"):
         read_samples(tmp_path)
     write(tmp_path / "x.csv", ["a,b"])

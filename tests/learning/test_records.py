@@ -19,6 +19,7 @@ from toolprm_decode.learning import records
 from toolprm_decode.learning.records import (
     DatasetWriter,
     LabelledAnswer,
+    locate,
     read_steps,
     read_trajectories,
     split_of,
@@ -238,6 +239,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     path.write_text("\n".join([*lines[:2], lines[2][:40]]), encoding="utf-8")
     with pytest.raises(DataError, match=r"train-00001\.jsonl, line 3: malformed or truncated"):
         list(read_trajectories(tmp_path, "train"))
+    first = len((tmp_path / "trajectories" / "train-00000.jsonl").read_text(encoding="utf-8").splitlines())
+    assert locate(tmp_path, "trajectories", "train", first) == f"{path.with_name('train-00000.jsonl')}, line {first}"
+    assert locate(tmp_path, "trajectories", "train", first + 2) == f"{path}, line 2"
 
 
 def test_a_query_is_added_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -161,6 +162,22 @@ def test_an_interrupted_run_resumes_to_the_same_weights(at: int, tmp_path: Path)
     again = train(base(), data, tmp_path / "parts", resume=True, **common)  # nothing is left to do
     assert again.metrics == whole.metrics
     assert_same(whole.path, again.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_steps": 5}, {"max_steps": 40, "checkpoint_every": 1, "patience": 2, "learning_rate": 1e-9}],
+    ids=["last step", "early stop"],
+)
+def test_a_run_that_broke_off_before_it_was_saved_is_not_trained_on(change: dict[str, Any], tmp_path: Path) -> None:
+    data, out = write_dataset(tmp_path / "data"), tmp_path / "out"
+    common: dict[str, Any] = {"settings": replace(QUICK, **change), "tokenizer": tokenizer(), "progress": False}
+    whole = train(model(), data, out, **common)
+    before = weights(out)
+    (out / "model.safetensors").unlink()
+    again = train(model(), data, out, resume=True, **common)
+    assert (again.steps, again.metrics, again.temperature) == (whole.steps, whole.metrics, whole.temperature)
+    assert all(torch.equal(value, before[name]) for name, value in weights(out).items())
 
 
 _PROCESS = """
@@ -384,9 +401,38 @@ def test_what_cannot_be_learnt_from_is_refused(tmp_path: Path) -> None:
     fsdp = replace(QUICK, lora_rank=2, arguments={"fsdp": "full_shard"})
     with pytest.raises(RequestError, match="not trained under FSDP"):
         train(model(), data, tmp_path / "out", **{**common, "settings": fsdp})
+    rows = data / "trajectories" / "train-00000.jsonl"
+    damaged = rows.read_text().splitlines()
+    damaged[2] = damaged[2].replace('"label": "+"', '"label": "x"').replace('"label": "-"', '"label": "x"')
+    other = write_dataset(tmp_path / "damaged")
+    (other / "trajectories" / rows.name).write_text("\n".join(damaged))
+    with pytest.raises(DataError, match=r"train-00000.jsonl, line 3 .*neither"):
+        train(model(), other, tmp_path / "out", **common)
+    with pytest.raises(RequestError, match="min_lr"):
+        train(model(), data, tmp_path / "out", **{**common, "settings": replace(QUICK, schedule="cosine_with_min_lr")})
     with pytest.raises(RequestError, match=r"schedule|slow"):
         train(model(), data, tmp_path / "out", **{**common, "settings": replace(QUICK, schedule="slow")})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("room", [100, 130_000], ids=["record", "checkpoint"])
+def test_a_full_disk_is_said_and_the_run_goes_on(room: int, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    data, out = write_dataset(tmp_path / "data"), tmp_path / "out"
+    common: dict[str, Any] = {"settings": QUICK, "tokenizer": tokenizer(), "progress": False}
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # of a file; its error is another, and all else alike
+    try:
+        with pytest.raises((CheckpointError, DataError), match="cannot be written"):
+            train(model(), data, out, **common)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert train(model(), data, out, resume=True, **common).steps == QUICK.max_steps
+    (tmp_path / "file").write_text("x")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "under"):
+        with pytest.raises((CheckpointError, DataError), match="file"):
+            train(model(), data, wrong, **common)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
@@ -408,6 +454,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         {"class_weights": (1.0, -1.0)},
         {"max_grad_norm": float("nan")},
         {"checkpoint_every": -1},
+        {"seed": -1},
+        {"seed": 2**32},
     ],
 )
 def test_settings_are_checked(change: dict[str, Any]) -> None:

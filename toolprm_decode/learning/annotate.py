@@ -118,17 +118,24 @@ def annotate(
         settings = replace(settings, policy=os.fspath(policy))
     done, report = Annotated(Path(out)), progress or (lambda phase, done, total: None)
     sources = _several(source)
-    name = ", ".join(map(_name, sources)) or "samples"
+    names = [_name(one) for one in sources]
+    name = ", ".join(names) or "samples"
     questions: list[Sample] = [] if sources else list(source)[:limit]
-    for one in sources:
+    for place, one in enumerate(sources):
         read = read_samples(one, shape, on_error=on_error, split=split, limit=limit)
-        own = f"{_name(one)}/" if len(sources) > 1 else ""  # ids may be the same in two sources
+        own = f"{names[place]}/" if len(sources) > 1 else ""  # ids may be the same in two sources
+        if names.count(names[place]) > 1:  # and their names
+            own = f"{place}/{own}"
         questions += [replace(sample, id=own + sample.id) for sample in read]
         done.skipped_rows += [(f"{row.file}, line {row.line}", row.reason) for row in read.skipped]
     questions = [sample for question in questions for sample in _with_irrelevance(question, irrelevance, settings.seed)]
     if not questions:
         why = f": {done.skipped_rows[0][0]}: {done.skipped_rows[0][1]}" if done.skipped_rows else ""
         raise DataError(f"{name} holds no question that can be used{why}")
+
+    for id, count in Counter(question.id for question in questions).items():
+        if count > 1:  # said here, and not after all rollouts are made
+            raise DataError(f"{count} questions of {name} have the id {id!r:.80}")
 
     total, rolled = len(questions) * max(1, masked_copies), 0
 
@@ -200,7 +207,10 @@ def _name(source: Any) -> str:
     """What a source is called, wherever it lies."""
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        return path.resolve().name if path.exists() else str(source)
+        try:
+            return path.resolve().name if path.exists() else str(source)
+        except OSError:  # too long, or not to be looked at: the reader says so
+            return str(source)
     return type(source).__name__
 
 

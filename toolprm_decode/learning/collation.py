@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -98,6 +98,7 @@ def read_pieces(
     max_length: int | None = None,
     packing: bool = True,
     weighting: str = "count",
+    where: Callable[[int], str] = "trajectory {} of the split".format,
 ) -> Pieces:
     """Turns trajectory rows into pieces, token for token what the reward model reads when it scores.
 
@@ -109,9 +110,10 @@ def read_pieces(
         max_length: longer trajectories are left out and counted.
         packing: else every trajectory is a piece of its own.
         weighting: a name of WEIGHTINGS.
+        where: tells the place of a row by its number, 1 for the first.
 
     Raises:
-        DataError: a row that is not of the shape, with its number.
+        DataError: a row that is not of the shape, with its place.
     """
     weigh = WEIGHTINGS[weighting]
     result = Pieces([])
@@ -132,8 +134,8 @@ def read_pieces(
                 raise ValueError(f"a count of {count}")
         except (KeyError, TypeError, ValueError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            where = f" (query {row['id']!r:.80})" if isinstance(row, Mapping) and "id" in row else ""
-            raise DataError(f"trajectory {number + 1} of the split{where} cannot be used: {reason}") from error
+            asker = f" (query {row['id']!r:.80})" if isinstance(row, Mapping) and "id" in row else ""
+            raise DataError(f"{where(number + 1)}{asker}: the trajectory cannot be used: {reason}") from error
         if not any(kind in prm.tags for kind, _, _ in steps):
             continue
         result.trajectories += 1

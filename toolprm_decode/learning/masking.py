@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 import jsonschema
+import referencing
 
 from toolprm_decode.learning.samples import Sample
 from toolprm_decode.tools import Tool, _is_schema, read_tools
@@ -558,13 +559,17 @@ def _change_default(
     schema = tool.parameters.get("properties", {}).get(name)
     if not isinstance(schema, Mapping) or "format" in schema:
         return
-    shared = {word: tool.parameters[word] for word in _DEFS if word in tool.parameters}
-    check = jsonschema.Draft202012Validator({**shared, **schema})
-    for _ in range(8):
-        new = _random_like(old, rng)
-        if new != old and check.is_valid(new) and not any(_mention(new).search(text) for text in texts):
-            break
-    else:
+    # As a part of the whole, so that references hold; with a registry of its own no address is fetched.
+    whole = jsonschema.Draft202012Validator(tool.parameters, registry=referencing.Registry())
+    check = whole.evolve(schema=schema)
+    try:
+        candidates = (_random_like(old, rng) for _ in range(8))
+        new = next(
+            one
+            for one in candidates
+            if one != old and check.is_valid(one) and not any(_mention(one).search(text) for text in texts)
+        )
+    except Exception:  # none will do, or jsonschema stumbles over a schema that is none
         return
     said["default"] = new
     if isinstance(said.get("description"), str):
@@ -574,9 +579,6 @@ def _change_default(
     for message in request:
         if isinstance(message.get("content"), str):
             message["content"] = _mention(old).sub(lambda found: _shown(new), message["content"])
-
-
-_DEFS = ("$defs", "definitions")
 
 
 def _is_scalar(value: Any) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonschema
+import referencing
 
 from toolprm_decode.errors import DataError, RequestError, ToolSchemaError
 from toolprm_decode.learning.labels import gold_calls
@@ -173,14 +174,22 @@ def _check(sample: Sample, check_gold: bool) -> None:
     for call in gold_calls(sample, tools):
         if call["name"] not in known:
             raise _BadRow(f"the gold calls {call['name']!r:.80}, which is none of the tools")
-        for error in _validator(json.dumps(known[call["name"]].parameters)).iter_errors(call["arguments"]):
+        try:
+            validator = _validator(json.dumps(known[call["name"]].parameters))
+            error = next(validator.iter_errors(call["arguments"]), None)
+        except Exception as fault:  # jsonschema takes schemas on trust: what one that is none leads to may be anything
+            reason = f"{type(fault).__name__}: {fault}".partition("\n")[0]
+            name = f"{call['name']!r:.80}"
+            raise _BadRow(f"the gold cannot be checked by the schema of {name} ({reason:.160})") from fault
+        if error is not None:
             where = "/".join(map(str, error.absolute_path))
             raise _BadRow(f"the gold breaks the schema of {call['name']!r:.80} at /{where}: {error.message:.160}")
 
 
 @lru_cache(maxsize=1024)
 def _validator(schema: str) -> Any:
-    return jsonschema.Draft202012Validator(_closed(json.loads(schema), root=True))
+    # With a registry of its own it fetches nothing from the addresses that a schema names.
+    return jsonschema.Draft202012Validator(_closed(json.loads(schema), root=True), registry=referencing.Registry())
 
 
 def _closed(node: Any, *, root: bool = False) -> Any:
@@ -227,13 +236,18 @@ def _tables(source: Any, shape: str, split: str | None) -> list[_Table]:
     if not isinstance(source, str | os.PathLike):
         return [_loaded(source, split)]
     path = Path(source)
-    if path.is_file():
+    try:
+        there, is_file = path.exists(), path.is_file()
+        inside = [one for one in path.iterdir() if one.is_file()] if path.is_dir() else []
+    except OSError as error:
+        raise DataError(f"{source!s:.200}: cannot be read ({error.strerror or error})") from error
+    if is_file:
         return [_file(path)]
-    if not path.exists():
+    if not there:
         if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             return [_loaded(_download(source, split), split, source)]
         raise DataError(f"{source}: there is no such file or folder, and it is no id of a data set (owner/name)")
-    files = sorted(one for one in path.iterdir() if one.suffix in _FORMATS and one.is_file())
+    files = sorted(one for one in inside if one.suffix in _FORMATS)
     if any(one.name.startswith("BFCL_") for one in files) or shape == "bfcl":
         files = [one for one in files if "_v" in one.name and not _bfcl_left_out(one)]
     files = [one for one in files if one.name != _SEAL_FILE]
@@ -254,7 +268,7 @@ def _file(path: Path) -> _Table:
 
 def _open(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that some editors begin UTF-8 with
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -569,6 +583,8 @@ def _from_bfcl(row: _Row, beside: dict[str, Any]) -> Iterator[Sample]:
         answers = row.fields.get("ground_truth", beside.get(row.id))
     else:
         raise _BadRow(f"there is no answer to {row.id!r} in possible_answer")
+    if not isinstance(answers, list):
+        raise _BadRow(f"the ground truth must be a list of answers, but it is {_kind(answers)}")
     gold = []
     for answer in answers:
         if not isinstance(answer, Mapping) or not all(isinstance(said, Mapping) for said in answer.values()):
@@ -682,9 +698,11 @@ def _from_openai(row: _Row, beside: Any) -> Iterator[Sample]:
         if message["role"] != "assistant":
             continue
         asked = index  # without any turn that calls, the last one is the answer that no tool was needed for
-        calls = message.get("tool_calls") or [message.get("function_call")]
-        functions = [call.get("function", call) for call in calls if isinstance(call, Mapping)]
-        if functions:
+        calls = message.get("tool_calls") or [call for call in [message.get("function_call")] if call is not None]
+        if not isinstance(calls, list):
+            raise _BadRow(f"'tool_calls' must be a list of calls, but it is {_kind(calls)}")
+        if calls:
+            functions = [call.get("function", call) if isinstance(call, Mapping) else call for call in calls]
             gold = _gold(functions, "tool_calls")
             break
     if asked == len(messages):

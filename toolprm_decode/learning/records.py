@@ -298,6 +298,17 @@ def read_steps(folder: str | os.PathLike[str], split: str) -> Iterator[Row]:
     return _read(Path(folder), "steps", split)
 
 
+def locate(folder: str | os.PathLike[str], table: str, split: str, number: int) -> str:
+    """File and line of a row by its number in the split, 1 for the first; of Parquet the row."""
+    for path in _shards(Path(folder), table).get(split, []):
+        line = 0  # of an empty shard
+        for line, _ in enumerate(read_rows(path), 1):
+            if line == number:
+                return f"{path}, {'row' if path.suffix == '.parquet' else 'line'} {line}"
+        number -= line
+    raise IndexError(f"{folder}: {split} has {number} rows less")
+
+
 def _read(folder: Path, table: str, split: str) -> Iterator[Row]:
     shards = _shards(folder, table)
     if split not in shards:

@@ -112,25 +112,29 @@ def shard_path(folder: Path, index: int) -> Path:
 
 def read_shard(path: Path) -> Iterator[tuple[Sample, list[Rollout]]]:
     """The samples of a shard with their rollouts. Raises DataError, with file and line, where it is damaged."""
+    head, number = read_head(path), 0
     for number, row in _rows(path):
+        if number == 1:
+            continue
         try:
-            if number == 1:
-                continue
             pair = Sample.from_json(row["sample"]), [Rollout.from_json(rollout) for rollout in row["rollouts"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}, line {number}: no rollouts ({error!r}): {_REMAKE}") from error
         yield pair
+    if number - 1 != head["queries"]:
+        raise DataError(f"{path}, line {number}: the end of {head['queries']} queries is missing here: {_REMAKE}")
 
 
 def read_head(path: Path) -> dict[str, Any]:
     """What the first line of a shard says: samples (their digest), queries, policy_tokens, format, skipped."""
     for _, row in _rows(path):
-        if isinstance(row, dict) and isinstance(row.get("samples"), str):
+        if isinstance(row, dict) and row.keys() >= _HEAD:
             return row
         break
     raise DataError(f"{path}, line 1: not the head of a shard of rollouts: {_REMAKE}")
 
 
+_HEAD = {"samples", "queries", "policy_tokens", "format", "skipped"}
 _REMAKE = "remove the file, and the same command makes it again"
 _Shard = tuple[int, list[Sample]]
 

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from tokenizers import AddedToken
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -31,6 +33,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    get_scheduler,
     set_seed,
 )
 from transformers.trainer_callback import ExportableState, PrinterCallback
@@ -49,6 +52,7 @@ from toolprm_decode.learning.collation import (
     read_pieces,
     tree_mask,
 )
+from toolprm_decode.learning.files import write_whole
 from toolprm_decode.learning.metrics import Judged, fit_temperature, measure
 from toolprm_decode.rewards import DEFAULT_TAGS, STEP_KINDS, ToolPRM
 
@@ -122,6 +126,8 @@ class TrainSettings:
                 raise RequestError(f"{name} must be {'above' if name in positive else 'at least'} zero, not {value}")
         if self.checkpoint_every < 0 or not 0 <= self.warmup < 1:
             raise RequestError("checkpoint_every must be at least zero, and warmup a share of the steps below one")
+        if not 0 <= self.seed < 2**32:
+            raise RequestError(f"the seed must be between 0 and {2**32 - 1:,}, not {self.seed}")
         if self.weighting not in WEIGHTINGS:
             raise RequestError(f"unknown weighting {self.weighting!r}; known: {', '.join(WEIGHTINGS)}")
         if isinstance(self.class_weights, str):
@@ -218,36 +224,36 @@ def train(
         "data": _data_fingerprint(splits),
         "batches a step": arguments.world_size * settings.accumulate,
     }
-    checkpoint = _claim(out, description, resume)
-    _wait()
-    if arguments.process_index == 0:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        (checkpoints / _RUN).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    with _writing(out):
+        checkpoint = _claim(out, description, resume)
+        _wait()
+        if arguments.process_index == 0:
+            write_whole(checkpoints / _RUN, (json.dumps(description, indent=2) + "\n").encode())
 
-    set_seed(settings.seed)
-    trained: Any = _with_adapters(base, settings, added) if settings.lora_rank else base
-    trainer = _RewardTrainer(trained, arguments, prm, splits["train"], splits["validation"], settings)
-    clock = _Clock()
-    trainer.add_callback(clock)
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    trainer.remove_callback(PrinterCallback)
-    with trainer.narrow_head():
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        judged = {name: trainer.judge(splits[name]) for name in ("validation", "test") if len(splits[name])}
-    seconds = next(c for c in trainer.callback_handler.callbacks if isinstance(c, _Clock)).total()
-    temperature = fit_temperature(judged["validation"]) if "validation" in judged else 1.0
-    if not judged:
-        log.warning("%s has neither a validation nor a test split: nothing is measured or calibrated", dataset)
-    metrics = {name: measure(part, temperature) for name, part in judged.items()}
-    result = Trained(out, metrics, temperature, int(trainer.state.global_step), seconds)
-    final = _gathered(trainer, base, out)
-    if arguments.process_index == 0:
-        _save(final, stored, prm, result, out)
-        card = _card(kind, fingerprint["name"], dataset, settings, splits, result, command)
-        (out / "README.md").write_text(card, encoding="utf-8")
-        (out / "metrics.json").write_text(json.dumps(_summary(kind, result, splits), indent=2) + "\n", encoding="utf-8")
-    _wait()
+        set_seed(settings.seed)
+        trained: Any = _with_adapters(base, settings, added) if settings.lora_rank else base
+        trainer = _RewardTrainer(trained, arguments, prm, splits["train"], splits["validation"], settings)
+        clock = _Clock()
+        trainer.add_callback(clock)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        trainer.remove_callback(PrinterCallback)
+        with trainer.narrow_head():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            judged = {name: trainer.judge(splits[name]) for name in ("validation", "test") if len(splits[name])}
+        seconds = next(c for c in trainer.callback_handler.callbacks if isinstance(c, _Clock)).total()
+        temperature = fit_temperature(judged["validation"]) if "validation" in judged else 1.0
+        if not judged:
+            log.warning("%s has neither a validation nor a test split: nothing is measured or calibrated", dataset)
+        metrics = {name: measure(part, temperature) for name, part in judged.items()}
+        result = Trained(out, metrics, temperature, int(trainer.state.global_step), seconds)
+        final = _gathered(trainer, base, out)
+        if arguments.process_index == 0:
+            _save(final, stored, prm, result, out)
+            card = _card(kind, fingerprint["name"], dataset, settings, splits, result, command)
+            write_whole(out / "README.md", card.encode())
+            write_whole(out / "metrics.json", (json.dumps(_summary(kind, result, splits), indent=2) + "\n").encode())
+        _wait()
     return result
 
 
@@ -477,6 +483,15 @@ class _RewardTrainer(Trainer):
         with _TagHead(self.model, ids) as self._tag_head:
             yield
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # A run that broke off behind its last step has only to choose its checkpoint; transformers would train on.
+        waiting = [one for one in self.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+        stopped = any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in waiting)
+        if stopped or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         collator = Collator(
             self._train.pieces, self._pad, packing=self._settings.packing, class_weights=self._class_weights
@@ -622,7 +637,10 @@ def _arguments(settings: TrainSettings, folder: Path, progress: bool) -> Trainin
         options |= {"save_steps": settings.checkpoint_every, "eval_steps": settings.checkpoint_every}
     try:
         arguments = TrainingArguments(**{**options, **settings.arguments})
-    except (TypeError, ValueError) as error:
+        # A schedule that lacks an option of its own would only be refused after the data is read.
+        probe, own = torch.optim.SGD([nn.Parameter(torch.zeros(1))]), cast(Any, arguments.lr_scheduler_kwargs)
+        get_scheduler(arguments.lr_scheduler_type, probe, 1, 2, own)
+    except (TypeError, ValueError, ImportError) as error:
         raise RequestError(f"the training settings cannot be used: {first_line(error)}") from error
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one GPU a process: a wrapper that splits batches would split rows
     return arguments
@@ -645,7 +663,7 @@ def _load(
 
 
 def _read(dataset: str | Path, split: str, prm: ToolPRM, settings: TrainSettings) -> Pieces:
-    from toolprm_decode.learning.records import read_trajectories
+    from toolprm_decode.learning.records import locate, read_trajectories
 
     context = getattr(prm.engine.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     limits = [n for n in (settings.max_length, context, prm.engine.max_positions) if n]
@@ -662,6 +680,7 @@ def _read(dataset: str | Path, split: str, prm: ToolPRM, settings: TrainSettings
         max_length=min(limits, default=None),
         packing=settings.packing,
         weighting=settings.weighting,
+        where=lambda number: locate(dataset, "trajectories", split, number),
     )
     if pieces.too_long:
         log.warning(
@@ -727,6 +746,22 @@ def _save(model: Any, dtype: torch.dtype, prm: ToolPRM, result: Trained, out: Pa
     final.save_pretrained(out)
 
 
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Says in one way that the run's folder cannot be written, which each library says in its own."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # Of RuntimeErrors, those of the writer behind torch.save.
+        if isinstance(error, RuntimeError) and not re.search("inline_container|PytorchStreamWriter", str(error)):
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise CheckpointError(
+            f"{out}: cannot be written ({reason}); checkpoints that were finished are kept: free space or mend the "
+            "folder, and go on with the run (resume, --resume)"
+        ) from error
+
+
 def _wait() -> None:
     from accelerate import PartialState
 
@@ -765,7 +800,8 @@ def _claim(out: Path, description: Mapping[str, Any], resume: bool) -> Path | No
     folder = out / "checkpoints"
     record = folder / _RUN
     if not record.is_file():
-        if out.exists() and any(out.iterdir()):
+        # What a run leaves that was broken off before its record was whole is no other file.
+        if out.exists() and not (out.is_dir() and all(p == folder or p.suffix == ".part" for p in out.rglob("*"))):
             raise CheckpointError(f"{out} holds other files and no training run: give another folder")
         return None
     if not resume:

@@ -36,19 +36,19 @@ BASE = Pretraining(layers=7, tokens=6_000_000, learning_rate=1.5e-3, tagged=0.4,
 ROLLOUTS = RolloutSettings(samples=8, temperature=1.0, max_tokens=120, batch_size=64, seed=3)
 QUESTIONS = 16_000
 REWARD = TrainSettings(
-    epochs=1.0,
     learning_rate=5e-4,
     schedule="linear",
     warmup=0.03,
     row_tokens=512,
     batch_tokens=4096,
     weighting="sqrt",
-    checkpoint_every=200,
+    checkpoint_every=300,
     patience=0,
     bf16=True,
     seed=4,
 )
-KINDS = ("toolprm", "c-prm", "orm")
+EPOCHS = {"toolprm": 2.0, "c-prm": 1.0, "orm": 1.0}
+KINDS = tuple(EPOCHS)
 TESTED = 500  # questions of each suite
 _SAMPLING = "best-of-n:4,best-of-n:16,best-of-n:4@{w},best-of-n:16@{w},weighted-vote:4,weighted-vote:16"
 STRATEGIES = {
@@ -64,7 +64,7 @@ def questions(count: int) -> list[Sample]:
     """Training questions, the most at the level that is measured, some easier and some harder."""
     rnd = random.Random("questions for rollouts")
     worlds = [World(11, level) for level in (3, 4, 5)]
-    return [rnd.choices(worlds, (0.15, 0.7, 0.15))[0].samples(1)[0] for _ in range(count)]
+    return [rnd.choices(worlds, (0.15, 0.7, 0.15))[0].group(1, f"rollout-{index}")[0] for index in range(count)]
 
 
 def _policy(work: Path) -> None:
@@ -95,7 +95,7 @@ def _reward(kind: str, work: Path) -> None:
         work / "labelled",
         work / kind,
         kind=kind,
-        settings=REWARD,
+        settings=replace(REWARD, epochs=EPOCHS[kind]),
         resume=True,
         command="make models",
         progress=False,

@@ -62,10 +62,11 @@ def _measured(kind: str, figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     lines = [
         "## On held-out questions",
         "",
-        "Right answers with 95 % bootstrap intervals over the questions; the third",
+        "Right answers with 95 % bootstrap intervals over the questions; the third column is the paired difference to",
+        "greedy decoding. `@W`: the score is mixed with W times the policy's log-probability; `NxM`: beams and width.",
+        "Tokens are those of the models' passes, prompts included.",
+        "",
     ]
-    lines += ["column is the paired difference to greedy decoding. `@W`: the score is mixed with W times the policy's"]
-    lines += ["log-probability; `NxM`: beams and width. Tokens are those of the models' passes, prompts included.", ""]
     for suite, words in _SUITES.items():
         rows = figures.get(f"{suite} {kind}", ())
         if not rows:
