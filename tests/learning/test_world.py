@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import torch
 
-from toolprm_decode.errors import RequestError
+from toolprm_decode.errors import CheckpointError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.grammar.call_grammar import CallGrammar
 from toolprm_decode.learning.samples import Sample
@@ -82,6 +82,15 @@ def test_splits_share_no_unseen_tool_and_no_value_of_several_words() -> None:
         described = {s for sample in samples for s in (t["function"]["description"] for t in sample.tools)}
         assert described <= {" ".join(kind) for kind in tool_kinds("train")}
     assert not seen["train"] & seen["test"] and not seen["validation"] & seen["test"]
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_every_answer_to_a_test_question_holds_a_value_that_training_never_held(unseen: bool) -> None:
+    for sample in World(2, split="test", unseen_tools=unseen).samples(100):
+        values = [str(leaf) for leaf in leaves([call["arguments"] for call in sample.gold])]
+        assert not sample.gold or any(
+            part_of(v) == "test" and not v.isalpha() and len(v) > 2 and v not in ("True", "False") for v in values
+        )
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -185,6 +194,8 @@ class TestPretraining:
         pretraining.pretrain(tmp_path / "parts", self.SMALL, evaluate_every=0.0)
         whole, parts = (self.weights(tmp_path / name) for name in ("whole", "parts"))
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
+        with pytest.raises(CheckpointError, match="other settings"):
+            pretraining.pretrain(tmp_path / "whole", replace(self.SMALL, learning_rate=1e-4))
         lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
         assert lines[-1]["tokens"] >= self.SMALL.tokens
 

@@ -86,6 +86,9 @@ def run(options: argparse.Namespace) -> None:
             batch=options.batch,
             progress=lambda name, done: progress.update(tasks[name], completed=done),
         )
+    for outcome in outcomes:
+        for id, reason in list(outcome.refused.items())[:3]:
+            console.print(f"{outcome.strategy.name} counts {id} as wrong: {reason}", markup=False, soft_wrap=True)
     rows = [outcome.summary(outcomes[0] if index else None) for index, outcome in enumerate(outcomes)]
     _print(rows)
     if options.json is not None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from toolprm_decode.decoding import Decoder, Request
-from toolprm_decode.errors import RequestError
+from toolprm_decode.decoding import Decoded, Decoder, Request
+from toolprm_decode.errors import BudgetExceeded, RequestError, ToolprmError, ToolSchemaError
 from toolprm_decode.evaluation.statistics import bootstrap
 from toolprm_decode.evaluation.strategies import Strategy
 from toolprm_decode.learning.labels import trajectory_right
 from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.world.world import STANDARD, World
+from toolprm_decode.search import Search
 
 BUILT_IN = {
     "built-in": (False, True),  # unseen values and unseen tools in turn
@@ -44,12 +45,14 @@ class Outcome:
 
     Attributes:
         right: bool [n]. policy_tokens, prm_tokens: int64 [n], prompts included.
+        refused: questions that could not be answered (a prompt that is too long, say), by id; they count as wrong.
     """
 
     strategy: Strategy
     right: np.ndarray
     policy_tokens: np.ndarray
     prm_tokens: np.ndarray
+    refused: dict[str, str]
 
     def summary(self, against: Outcome | None = None) -> dict[str, Any]:
         """Accuracy with its 95 % bootstrap interval and mean tokens a question; against: paired differences to it."""
@@ -57,6 +60,7 @@ class Outcome:
         row: dict[str, Any] = {
             "strategy": self.strategy.name,
             "n": len(self.right),
+            "refused": len(self.refused),
             "accuracy": accuracy.mean,
             "low": accuracy.low,
             "high": accuracy.high,
@@ -98,19 +102,36 @@ def evaluate(
         if decoder is None:
             raise RequestError(f"the strategy {strategy.name!r} needs a reward model: pass --prm")
         right, policy, prm = [], [], []
+        refused: dict[str, str] = {}
         for start in range(0, len(samples), batch):
             part = samples[start : start + batch]
-            requests = [Request(s.tools, s.messages, _own_seed(strategy.search, s)) for s in part]
-            for sample, decoded in zip(part, decoder.decode_batch(requests), strict=True):
+            for sample, decoded in zip(part, _answers(decoder, part, strategy.search), strict=True):
+                if isinstance(decoded, ToolprmError):
+                    refused[sample.id] = str(decoded)
+                    right.append(False)
+                    policy.append(0)
+                    prm.append(0)
+                    continue
                 right.append(trajectory_right(sample, strategy.pick(decoded)))
                 policy.append(decoded.stats.policy_tokens)
                 prm.append(decoded.stats.prm_tokens)
             if progress is not None:
                 progress(strategy.name, start + len(part))
-        outcomes.append(Outcome(strategy, np.array(right), np.array(policy), np.array(prm)))
+        outcomes.append(Outcome(strategy, np.array(right), np.array(policy), np.array(prm), refused))
     return outcomes
 
 
-def _own_seed(search: Any, sample: Sample) -> Any:
+def _answers(decoder: Decoder, samples: Sequence[Sample], search: Search) -> list[Decoded | ToolprmError]:
+    """An answer to each question, or why there is none: one refusal fails its whole batch, so they go on alone."""
+    requests = [Request(s.tools, s.messages, _own_seed(search, s)) for s in samples]
+    try:
+        return list(decoder.decode_batch(requests))
+    except (ToolSchemaError, RequestError, BudgetExceeded) as error:
+        if len(requests) == 1:
+            return [error]
+    return [answer for sample in samples for answer in _answers(decoder, [sample], search)]
+
+
+def _own_seed(search: Search, sample: Sample) -> Search:
     """A seed for each question: with one for all, chance would favour the same draws everywhere."""
     return replace(search, seed=(search.seed << 32 | zlib.crc32(sample.id.encode())) % 2**64)

@@ -118,5 +118,7 @@ def _command(options: argparse.Namespace) -> str:
     for name, value in vars(options).items():
         if name in ("command", "run", "source") or value is None or value is False:
             continue
+        if name == "policy" and value == str(MODELS / "policy"):
+            continue  # wherever the package lies
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(words)

@@ -110,7 +110,7 @@ def _report(phase: str, done: int, total: int | None) -> None:
 def _export(work: Path) -> None:
     """Copies the models into the package, in bfloat16, and checks that they are small enough."""
     for name in ("policy", *KINDS):
-        source, target = work / name, MODELS / name
+        source, target = work / name, work / "export" / name
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         weights = {key: value.to(torch.bfloat16) for key, value in load_file(source / "model.safetensors").items()}
@@ -121,9 +121,10 @@ def _export(work: Path) -> None:
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             if (source / file).exists():
                 shutil.copy(source / file, target / file)
-    size = sum(file.stat().st_size for file in MODELS.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in (work / "export").rglob("*") if file.is_file())
     if size > MOST_BYTES:
-        raise DataError(f"{MODELS}: the models take {size:,} bytes, and {MOST_BYTES:,} are allowed")
+        raise DataError(f"{work / 'export'}: the models take {size:,} bytes, and {MOST_BYTES:,} are allowed")
+    shutil.copytree(work / "export", MODELS, dirs_exist_ok=True)
 
 
 def _figures(work: Path) -> None:

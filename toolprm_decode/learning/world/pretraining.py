@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from toolprm_decode.errors import RequestError
+from toolprm_decode.errors import CheckpointError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.grammar.call_grammar import CallGrammar
 from toolprm_decode.learning.packing import TokenTree
@@ -319,6 +319,7 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
     """Trains a model and saves it, with its tokenizer, as a transformers folder; goes on where it was interrupted.
 
     out: the folder; checkpoint.pt in it is the state to go on from, log.jsonl what happened.
+    Raises CheckpointError where that was begun with other settings.
     """
     from toolprm_decode.learning.world.tokenizer import build_tokenizer
 
@@ -340,6 +341,8 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
+        if state["settings"] != asdict(settings):
+            raise CheckpointError(f"{checkpoint}: begun with other settings; use them, or another folder")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, round_, seen, seconds = state["step"], state["round"], state["seen"], state["seconds"]
@@ -369,6 +372,7 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
             "seen": seen,
             "seconds": seconds,
             "curriculum": curriculum.state(),
+            "settings": asdict(settings),
         }
         torch.save(state, folder / "checkpoint.tmp")
         os.replace(folder / "checkpoint.tmp", checkpoint)

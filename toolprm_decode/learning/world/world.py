@@ -128,7 +128,8 @@ class World:
     Args:
         seed: the same seed gives the same questions.
         level: how hard, an index of LEVELS.
-        split: "train", "validation" or "test"; values of several words belong to one split each.
+        split: "train", "validation" or "test"; values of several tokens belong to one split each, and in validation
+            and test every answer with calls holds such a value.
         unseen_tools: ask for tool kinds of the split itself, which training never saw, instead of training's.
 
     Raises:
@@ -159,20 +160,25 @@ class World:
 
     def group(self, requests: int, id: str) -> list[Sample]:
         """Several questions over one tool set, named id.0 and so on."""
-        tools = self._tools()
+        while True:
+            tools = self._tools()
+            questions = [self._question(tools) for _ in range(requests)]
+            if self.split == "train" or all(self._is_new(calls) for _, calls in questions):
+                break
         definitions = [tool.definition() for tool in tools]
-        found = []
-        for index in range(requests):
-            text, calls = self._question(tools)
-            found.append(
-                Sample(
-                    id=f"{id}.{index}",
-                    tools=definitions,
-                    messages=[{"role": "user", "content": text}],
-                    gold=[gold_call(call["name"], call["arguments"]) for call in calls],
-                )
+        return [
+            Sample(
+                id=f"{id}.{index}",
+                tools=definitions,
+                messages=[{"role": "user", "content": text}],
+                gold=[gold_call(call["name"], call["arguments"]) for call in calls],
             )
-        return found
+            for index, (text, calls) in enumerate(questions)
+        ]
+
+    def _is_new(self, calls: list[dict[str, Any]]) -> bool:
+        """Whether an answer holds a value that training cannot have held; one without calls always passes."""
+        return not calls or any(_is_apart(leaf) for call in calls for leaf in _leaves(call["arguments"]))
 
     # ------------------------------------------------------------------ tools
 
@@ -343,6 +349,18 @@ class World:
             else:
                 words = NAMES if kind == "title" else CITIES + NAMES
                 value = " ".join(rnd.choice(words) for _ in range(rnd.choice((1, 2, 2, 3))))
-            text = str(value)
-            if len(text) < 3 or text.isalpha() or part_of(text) == self.split:  # one token belongs to all splits
+            if not _is_apart(value) or part_of(str(value)) == self.split:
                 return value
+
+
+def _is_apart(value: Any) -> bool:
+    """Whether a value belongs to one split: what is one token does not."""
+    return not isinstance(value, bool) and len(str(value)) > 2 and not str(value).isalpha()
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for member in value.values() for leaf in _leaves(member)]
+    if isinstance(value, list):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
