@@ -182,7 +182,7 @@ def _demo(options: argparse.Namespace) -> None:
         raise RequestError(f"the seed must be between 0 and {2**32 - 1:,}, not {options.seed}")
     from rich.console import Console
 
-    from toolprm_decode.demo import TOOLS, held_out, load_demo
+    from toolprm_decode.demo import TOOLS, held_out, load_demo, one_thread
 
     if options.tools:
         print(json.dumps(TOOLS, indent=2))
@@ -193,6 +193,7 @@ def _demo(options: argparse.Namespace) -> None:
     from toolprm_decode.learning.labels import trajectory_right
     from toolprm_decode.tools import read_tools
 
+    one_thread()
     demo = load_demo()
     decoder = Decoder(demo.model, demo.prm, tokenizer=demo.tokenizer, search=replace(demo.search, seed=options.seed))
     console = Console(highlight=False, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolprm_decode.engine.engine import load_model, load_tokenizer
@@ -58,6 +59,11 @@ TOOLS: list[dict[str, Any]] = [
     ),
 ]
 REQUEST = "please find a flight from Oslo to Lima on March 14"
+
+
+def one_thread() -> None:
+    """Runs models in one thread from now on: the passes of the small ones are too short to be shared out."""
+    torch.set_num_threads(1)
 
 
 def held_out(seed: int = 0, count: int = 3) -> list[Sample]:

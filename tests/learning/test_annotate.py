@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers as hf
 
-from toolprm_decode import CallGrammar, Decoder, load_demo
+from toolprm_decode import CallGrammar, Decoder
 from toolprm_decode.errors import DataError, RequestError, ToolprmError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.learning import annotate_command, files
@@ -25,6 +25,8 @@ from toolprm_decode.learning.records import SPLITS, read_steps, read_trajectorie
 from toolprm_decode.learning.rollouts import RolloutSettings
 from toolprm_decode.learning.samples import Sample, gold_call
 from toolprm_decode.learning.shards import read_shard
+
+from ..search.models import small
 
 QUICK = RolloutSettings(samples=4, max_tokens=32, seed=2, batch_size=8, format="json-list")
 TOOLS = [
@@ -65,7 +67,7 @@ def own_logging() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policy")
-    demo = load_demo()
+    demo = small()
     demo.model.save_pretrained(folder)
     demo.tokenizer.save_pretrained(folder)
     return folder
@@ -109,7 +111,7 @@ def test_rollouts_become_labelled_rows(whole: Path) -> None:
     found = trajectories(whole)
     assert list(Counter(s.id for s, _ in rolled)) and set(found) == {s.id for s, _ in rolled}
     assert len(rolled) > 24 and len(rolled) % 2 == 0
-    tokenizer = load_demo().tokenizer
+    tokenizer = small().tokenizer
     for sample, rollouts in rolled:
         grammar = CallGrammar(sample.tools, tokenizer, "json-list")
         mine = found[sample.id]
@@ -204,7 +206,7 @@ def test_the_data_set_loads_with_datasets(whole: Path) -> None:
 
 
 def test_samples_and_a_decoder_in_memory_will_do(tmp_path: Path) -> None:
-    demo = load_demo()
+    demo = small()
     decoder = Decoder(demo.model, None, tokenizer=demo.tokenizer, format="hammer")
     samples = [
         Sample(f"s{i}", TOOLS, [{"role": "user", "content": f"Ring {i}"}], [gold_call("ring_bell", {})])
@@ -271,7 +273,7 @@ def test_other_settings_are_refused(
 
 
 def test_another_policy_is_refused(whole: Path, source: Path, tmp_path: Path) -> None:
-    other = load_demo()
+    other = small()
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter += 0.01

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolprm_decode import load_demo
 from toolprm_decode.errors import FormatError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.grammar import CallGrammar, Step
 from toolprm_decode.learning.labels import assign, gold_calls, label, label_steps, same_value, trajectory_right
 from toolprm_decode.learning.samples import Sample, gold_call
+
+from ..search.models import small
 
 Call = dict[str, Any]
 Place = tuple[str, str]  # a step's kind and path
@@ -30,7 +31,7 @@ FRESH: list[Any] = [99, "1", None, [1], {"k": 1}, True]
 
 @cache
 def tokenizer() -> Any:
-    return load_demo().tokenizer
+    return small().tokenizer
 
 
 @cache

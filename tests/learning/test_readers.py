@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from toolprm_decode import load_demo
 from toolprm_decode.errors import DataError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.grammar import CallGrammar
@@ -18,6 +17,8 @@ from toolprm_decode.learning import readers
 from toolprm_decode.learning.labels import gold_calls, label, trajectory_right
 from toolprm_decode.learning.readers import read_samples, without_gold_tool
 from toolprm_decode.learning.samples import Sample, gold_call
+
+from ..search.models import small
 
 TOOLS = [
     {"name": "weather", "description": "", "parameters": {"city": {"type": "str"}, "days": {"type": "int"}}},
@@ -360,7 +361,7 @@ def test_bfcl_as_it_is(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("format", sorted(FORMATS))
 def test_bfcl_gold_calls_are_right_at_every_step(format: str, data_dir: Path) -> None:
-    tokenizer = load_demo().tokenizer
+    tokenizer = small().tokenizer
     never_right = []
     chosen = slice(None) if format == "json-list" else slice(0, None, 4)
     for sample in list(read_samples(data_dir / "bfcl", on_error="skip"))[chosen]:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from toolprm_decode import CallGrammar, Decoder, load_demo
+from toolprm_decode import CallGrammar, Decoder
 from toolprm_decode.errors import FormatError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.learning.rollouts import Rollout, RolloutSettings, calls_so_far, roll_out
 from toolprm_decode.learning.samples import Sample, gold_call
+
+from ..search.models import small
 
 QUICK = RolloutSettings(samples=6, max_tokens=48, seed=3)
 SWITCH = {
@@ -39,7 +41,7 @@ SAMPLES = [sample(number) for number in range(7)]
 
 @lru_cache
 def decoder(format: str = "json-list") -> Decoder:
-    demo = load_demo()
+    demo = small()
     return Decoder(demo.model, None, tokenizer=demo.tokenizer, format=format)
 
 
@@ -157,7 +159,7 @@ def test_the_calls_of_a_start_are_those_begun(format: str, calls: list[dict[str,
     form = FORMATS[format]
     tools = [SWITCH, {"name": "noop", "parameters": {"type": "object", "properties": {}}}]
     text = form.render(calls)
-    steps = CallGrammar(tools, load_demo().tokenizer, format).steps(text)
+    steps = CallGrammar(tools, small().tokenizer, format).steps(text)
     names = ["home.switch", "noop"]
     for number in range(1, len(steps) + 1):
         start = text.encode()[: steps[number - 1].end].decode()
@@ -178,7 +180,7 @@ def test_rollouts_survive_json() -> None:
 
 
 def test_a_search_may_rank_by_a_reward_model(tmp_path: Path) -> None:
-    demo = load_demo()
+    demo = small()
     demo.model.save_pretrained(tmp_path / "policy")
     demo.tokenizer.save_pretrained(tmp_path / "policy")
     demo.prm.save_pretrained(tmp_path / "prm")

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from toolprm_decode import load_demo
 from toolprm_decode.errors import DataError, RequestError
 from toolprm_decode.learning import files
 from toolprm_decode.learning.rollouts import RolloutSettings, roll_out
 from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.shards import ShardStats, make_shards, read_shard
+
+from ..search.models import small
 
 SWITCH = {
     "name": "switch",
@@ -39,7 +40,7 @@ SAMPLES = [
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> RolloutSettings:
     folder = tmp_path_factory.mktemp("policy")
-    demo = load_demo()
+    demo = small()
     demo.model.save_pretrained(folder)
     demo.tokenizer.save_pretrained(folder)
     return RolloutSettings(samples=3, max_tokens=24, seed=5, batch_size=2, policy=str(folder))

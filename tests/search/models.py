@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -73,6 +73,19 @@ def random_model(seed: int = 0) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()
+
+
+class Small(NamedTuple):
+    """Undecided random models: what they write varies with the seed."""
+
+    model: LlamaForCausalLM
+    prm: ToolPRM
+    tokenizer: PreTrainedTokenizerFast
+
+
+def small() -> Small:
+    """Fresh copies, the same each time."""
+    return Small(random_model(), ToolPRM(random_model(1), tokenizer()), tokenizer())
 
 
 @lru_cache

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     from rich.progress import Progress
 
     from toolprm_decode.decoding import Decoder
-    from toolprm_decode.demo import SEARCH
+    from toolprm_decode.demo import SEARCH, one_thread
     from toolprm_decode.engine import Engine
     from toolprm_decode.evaluation.evaluate import evaluate, load_suite
     from toolprm_decode.evaluation.strategies import read_strategies, unrewarded
@@ -71,6 +71,8 @@ def run(options: argparse.Namespace) -> None:
     prm = options.prm or (MODELS / "toolprm" if options.model is None else None)
     if prm is None and not unrewarded(strategies):
         raise RequestError("these strategies need a reward model: pass --prm")
+    if options.model is None:
+        one_thread()
     policy = Engine.from_pretrained(str(options.model or MODELS / "policy"))
     plain = Decoder(policy, None, format=options.format)
     rewarded = None if unrewarded(strategies) else Decoder(policy, prm, format=options.format)

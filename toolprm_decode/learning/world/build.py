@@ -7,7 +7,9 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,17 @@ from toolprm_decode.learning.world.pretraining import Pretraining, pretrain
 from toolprm_decode.learning.world.world import World
 from toolprm_decode.models import MODELS
 
-POLICY = Pretraining(tokens=7_000_000, seed=1)
+# The policy is the teacher before its training ended: one that still errs leaves a search something to find.
+TEACHER = Pretraining(tokens=7_000_000, early=0.72, seed=1)
 # The reward models start from a deeper language model, which has seen answers with tags.
-BASE = Pretraining(layers=7, tokens=6_000_000, learning_rate=1.5e-3, tagged=0.4, hardest=5, seed=2)
+BASE = Pretraining(layers=7, tokens=5_500_000, learning_rate=1.5e-3, tagged=0.4, hardest=5, seed=2)
 ROLLOUTS = RolloutSettings(samples=8, temperature=1.0, max_tokens=120, batch_size=64, seed=3)
 QUESTIONS = 16_000
+# The second round is about what the search itself meets: the policy's candidates under the first reward model.
+CANDIDATES = RolloutSettings(
+    samples=8, temperature=1.0, max_tokens=120, batch_size=64, seed=5, strategy="search", beams=4
+)
+QUESTIONS_OF_SEARCH = 3_072
 REWARD = TrainSettings(
     learning_rate=5e-4,
     schedule="linear",
@@ -60,27 +68,28 @@ STRATEGIES = {
 MOST_BYTES = 24_000_000
 
 
-def questions(count: int) -> list[Sample]:
+def questions(count: int, seed: int, name: str) -> list[Sample]:
     """Training questions, the most at the level that is measured, some easier and some harder."""
-    rnd = random.Random("questions for rollouts")
-    worlds = [World(11, level) for level in (3, 4, 5)]
-    return [rnd.choices(worlds, (0.15, 0.7, 0.15))[0].group(1, f"rollout-{index}")[0] for index in range(count)]
+    rnd = random.Random(f"{name} {seed}")
+    worlds = [World(seed, level) for level in (3, 4, 5)]
+    return [rnd.choices(worlds, (0.15, 0.7, 0.15))[0].group(1, f"{name}-{index}")[0] for index in range(count)]
 
 
-def _policy(work: Path) -> None:
-    pretrain(work / "policy", POLICY)
+def _teacher(work: Path) -> None:
+    pretrain(work / "teacher", TEACHER)
+    shutil.copytree(work / "teacher" / "early", work / "policy", dirs_exist_ok=True)
 
 
 def _base(work: Path) -> None:
-    pretrain(work / "base", replace(BASE, grown_from=str(work / "policy")))
+    pretrain(work / "base", replace(BASE, grown_from=str(work / "teacher")))
 
 
-def _labelled(work: Path) -> None:
-    settings = replace(ROLLOUTS, policy=str(work / "policy"))
+def _label(name: str, policy: Path, out: Path, count: int, settings: RolloutSettings) -> None:
+    asked = questions(count, settings.seed, name)
     annotate(
-        questions(QUESTIONS),
-        work / "policy",
-        work / "labelled",
+        asked,
+        policy,
+        out,
         settings=settings,
         masked_copies=0,
         irrelevance=0.0,
@@ -89,17 +98,27 @@ def _labelled(work: Path) -> None:
     )
 
 
-def _reward(kind: str, work: Path) -> None:
-    train(
-        work / "base",
-        work / "labelled",
-        work / kind,
-        kind=kind,
-        settings=replace(REWARD, epochs=EPOCHS[kind]),
-        resume=True,
-        command="make models",
-        progress=False,
-    )
+def _labelled(work: Path) -> None:
+    _label("rollout", work / "teacher", work / "labelled", QUESTIONS, ROLLOUTS)
+
+
+def _candidates(work: Path) -> None:
+    settings = replace(CANDIDATES, prm=str(work / "toolprm-first"))
+    _label("candidate", work / "policy", work / "candidates", QUESTIONS_OF_SEARCH, settings)
+
+
+def _reward(kind: str, base: Path, data: Path, out: Path, settings: TrainSettings) -> None:
+    train(base, data, out, kind=kind, settings=settings, resume=True, command="make models", progress=False)
+
+
+def _first(name: str, kind: str, work: Path) -> None:
+    settings = replace(REWARD, epochs=EPOCHS[kind])
+    _reward(kind, work / "base", work / "labelled", work / name, settings)
+
+
+def _toolprm(work: Path) -> None:
+    settings = replace(REWARD, epochs=1.0, learning_rate=3e-4, seed=6)
+    _reward("toolprm", work / "toolprm-first", work / "candidates", work / "toolprm", settings)
 
 
 def _report(phase: str, done: int, total: int | None) -> None:
@@ -115,6 +134,7 @@ def _export(work: Path) -> None:
         target.mkdir(parents=True)
         weights = {key: value.to(torch.bfloat16) for key, value in load_file(source / "model.safetensors").items()}
         save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+        (target / "model.safetensors").chmod(0o644)  # it is written for its owner alone
         config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
         config["dtype"] = "float32"  # what they are run in: on CPUs it is the faster for their size
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -150,11 +170,15 @@ def _cards(work: Path) -> None:
         write_whole(MODELS / name / "README.md", model_card(name, work, figures).encode())
 
 
-STAGES: dict[str, Any] = {
-    "policy": _policy,
+STAGES: dict[str, Callable[[Path], None]] = {
+    "teacher": _teacher,
     "base": _base,
     "labelled": _labelled,
-    **{kind: lambda work, kind=kind: _reward(kind, work) for kind in KINDS},
+    "toolprm-first": partial(_first, "toolprm-first", "toolprm"),
+    "c-prm": partial(_first, "c-prm", "c-prm"),
+    "orm": partial(_first, "orm", "orm"),
+    "candidates": _candidates,
+    "toolprm": _toolprm,
     "export": _export,
     "figures": _figures,
     "cards": _cards,

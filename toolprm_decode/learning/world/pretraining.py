@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -44,6 +45,7 @@ class Pretraining:
         threshold: share of answers predicted right, token by token, at which the next level begins.
         hardest: the level where the curriculum ends.
         seed: of the weights and the questions.
+        early: share of the tokens after which the model is also saved as it is then, in OUT/early.
         grown_from: folder of a run whose newest checkpoint it starts from, in place of fresh weights and a warm-up. The
             layers that it has beyond that one's begin as ones that change nothing.
     """
@@ -61,6 +63,7 @@ class Pretraining:
     threshold: float = 0.6
     hardest: int = STANDARD
     seed: int = 0
+    early: float | None = None
     grown_from: str | None = None
 
 
@@ -414,6 +417,9 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
                 log(level=curriculum.level)
         round_ += 1
         seconds += time.perf_counter() - started
+        if settings.early is not None and seen >= settings.early * settings.tokens and not (folder / "early").exists():
+            (folder / "early").mkdir()
+            _save(model, tokenizer, folder / "early", settings, seconds)
         if seconds - reported > 30:
             reported = seconds
             share = round(curriculum.right, 3)
@@ -425,7 +431,16 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
             log(**{f"validation_{name}": teacher_forced_accuracy(model, part) for name, part in validation.items()})
     save()
     log(**{f"validation_{name}": teacher_forced_accuracy(model, part) for name, part in validation.items()})
-    model.eval().to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "pretraining.json").write_text(json.dumps({**asdict(settings), "hours": seconds / 3600}, indent=2))
+    _save(model, tokenizer, folder, settings, seconds)
     return folder
+
+
+def _save(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, settings: Pretraining, seconds: float
+) -> None:
+    """Saves a copy of a model in bfloat16, with its tokenizer and what it was trained by."""
+    copied = copy.deepcopy(model).eval().to(torch.bfloat16)
+    copied.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    made = {**asdict(settings), "hours": seconds / 3600}
+    (folder / "pretraining.json").write_text(json.dumps(made, indent=2), encoding="utf-8")
