@@ -38,11 +38,6 @@ TEACHER = Pretraining(tokens=7_000_000, early=0.72, seed=1)
 BASE = Pretraining(layers=7, tokens=5_500_000, learning_rate=1.5e-3, tagged=0.4, hardest=5, seed=2)
 ROLLOUTS = RolloutSettings(samples=8, temperature=1.0, max_tokens=120, batch_size=64, seed=3)
 QUESTIONS = 16_000
-# The second round is about what the search itself meets: the policy's candidates under the first reward model.
-CANDIDATES = RolloutSettings(
-    samples=8, temperature=1.0, max_tokens=120, batch_size=64, seed=5, strategy="search", beams=4
-)
-QUESTIONS_OF_SEARCH = 3_072
 REWARD = TrainSettings(
     learning_rate=5e-4,
     schedule="linear",
@@ -58,21 +53,21 @@ REWARD = TrainSettings(
 EPOCHS = {"toolprm": 2.0, "c-prm": 1.0, "orm": 1.0}
 KINDS = tuple(EPOCHS)
 TESTED = 500  # questions of each suite
-_SAMPLING = "best-of-n:4,best-of-n:16,best-of-n:4@{w},best-of-n:16@{w},weighted-vote:4,weighted-vote:16"
+SUITES = ("built-in-values", "built-in-tools")
 STRATEGIES = {
-    "toolprm": f"greedy,sample,majority-vote:16,logprob-best-of-n:16,{_SAMPLING},logprob-step-beam:2x8,step-beam:2x8@0,"
-    "step-beam".format(w=SEARCH.policy_weight),
-    "c-prm": f"{_SAMPLING},step-beam".format(w=SEARCH.policy_weight),
-    "orm": _SAMPLING.format(w=SEARCH.policy_weight),
+    "toolprm": "greedy,sample,majority-vote:16,logprob-best-of-n:16,best-of-n:4,best-of-n:16,best-of-n:4@{w},"
+    "best-of-n:16@{w},weighted-vote:16,logprob-step-beam:2x8,step-beam:2x8@0,step-beam:2x8@{w}",
+    "c-prm": "best-of-n:16,weighted-vote:16,step-beam:2x8@{w}",
+    "orm": "best-of-n:16,weighted-vote:16",
 }
 MOST_BYTES = 24_000_000
 
 
-def questions(count: int, seed: int, name: str) -> list[Sample]:
+def questions(count: int) -> list[Sample]:
     """Training questions, the most at the level that is measured, some easier and some harder."""
-    rnd = random.Random(f"{name} {seed}")
-    worlds = [World(seed, level) for level in (3, 4, 5)]
-    return [rnd.choices(worlds, (0.15, 0.7, 0.15))[0].group(1, f"{name}-{index}")[0] for index in range(count)]
+    rnd = random.Random("questions for rollouts")
+    worlds = [World(11, level) for level in (3, 4, 5)]
+    return [rnd.choices(worlds, (0.15, 0.7, 0.15))[0].group(1, f"rollout-{index}")[0] for index in range(count)]
 
 
 def _teacher(work: Path) -> None:
@@ -84,13 +79,12 @@ def _base(work: Path) -> None:
     pretrain(work / "base", replace(BASE, grown_from=str(work / "teacher")))
 
 
-def _label(name: str, policy: Path, out: Path, count: int, settings: RolloutSettings) -> None:
-    asked = questions(count, settings.seed, name)
+def _labelled(work: Path) -> None:
     annotate(
-        asked,
-        policy,
-        out,
-        settings=settings,
+        questions(QUESTIONS),
+        work / "teacher",
+        work / "labelled",
+        settings=ROLLOUTS,
         masked_copies=0,
         irrelevance=0.0,
         command="make models",
@@ -98,27 +92,17 @@ def _label(name: str, policy: Path, out: Path, count: int, settings: RolloutSett
     )
 
 
-def _labelled(work: Path) -> None:
-    _label("rollout", work / "teacher", work / "labelled", QUESTIONS, ROLLOUTS)
-
-
-def _candidates(work: Path) -> None:
-    settings = replace(CANDIDATES, prm=str(work / "toolprm-first"))
-    _label("candidate", work / "policy", work / "candidates", QUESTIONS_OF_SEARCH, settings)
-
-
-def _reward(kind: str, base: Path, data: Path, out: Path, settings: TrainSettings) -> None:
-    train(base, data, out, kind=kind, settings=settings, resume=True, command="make models", progress=False)
-
-
-def _first(name: str, kind: str, work: Path) -> None:
-    settings = replace(REWARD, epochs=EPOCHS[kind])
-    _reward(kind, work / "base", work / "labelled", work / name, settings)
-
-
-def _toolprm(work: Path) -> None:
-    settings = replace(REWARD, epochs=1.0, learning_rate=3e-4, seed=6)
-    _reward("toolprm", work / "toolprm-first", work / "candidates", work / "toolprm", settings)
+def _reward(kind: str, work: Path) -> None:
+    train(
+        work / "base",
+        work / "labelled",
+        work / kind,
+        kind=kind,
+        settings=replace(REWARD, epochs=EPOCHS[kind]),
+        resume=True,
+        command="make models",
+        progress=False,
+    )
 
 
 def _report(phase: str, done: int, total: int | None) -> None:
@@ -151,21 +135,28 @@ def _figures(work: Path) -> None:
     """Measures the exported models on held-out questions: values that they never saw, and tools."""
     policy = Engine.from_pretrained(MODELS / "policy")
     plain = Decoder(policy)
-    found: dict[str, Any] = {}
-    for suite in ("built-in-values", "built-in-tools"):
+    for suite in SUITES:
+        path = work / f"figures-{suite}.json"
+        if path.exists():
+            continue
         samples = load_suite(suite, TESTED)
         greedy = evaluate(samples, read_strategies("greedy", SEARCH), plain, None)[0]
+        found: dict[str, Any] = {}
         for kind, names in STRATEGIES.items():
-            decoder = Decoder(policy, MODELS / kind)
-            outcomes = evaluate(samples, read_strategies(names, SEARCH), plain, decoder)
-            found[f"{suite} {kind}"] = [outcome.summary(greedy) for outcome in outcomes]
-            print(json.dumps({suite: kind, "rows": found[f"{suite} {kind}"]}), flush=True)
-    write_whole(work / "figures.json", json.dumps(found, indent=2).encode())
+            strategies = read_strategies(names.format(w=SEARCH.policy_weight), SEARCH)
+            outcomes = evaluate(samples, strategies, plain, Decoder(policy, MODELS / kind), progress=_report_suite)
+            found[kind] = [outcome.summary(greedy) for outcome in outcomes]
+        write_whole(path, json.dumps(found, indent=2).encode())
+
+
+def _report_suite(strategy: str, done: int) -> None:
+    if done >= TESTED:
+        print(strategy, flush=True)
 
 
 def _cards(work: Path) -> None:
     """Writes the model cards of the package from what was recorded."""
-    figures = json.loads((work / "figures.json").read_text(encoding="utf-8"))
+    figures = {suite: json.loads((work / f"figures-{suite}.json").read_text(encoding="utf-8")) for suite in SUITES}
     for name in ("policy", *KINDS):
         write_whole(MODELS / name / "README.md", model_card(name, work, figures).encode())
 
@@ -174,11 +165,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "teacher": _teacher,
     "base": _base,
     "labelled": _labelled,
-    "toolprm-first": partial(_first, "toolprm-first", "toolprm"),
-    "c-prm": partial(_first, "c-prm", "c-prm"),
-    "orm": partial(_first, "orm", "orm"),
-    "candidates": _candidates,
-    "toolprm": _toolprm,
+    **{kind: partial(_reward, kind) for kind in KINDS},
     "export": _export,
     "figures": _figures,
     "cards": _cards,

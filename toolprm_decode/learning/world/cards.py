@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# By suite and kind of reward model, a row a strategy.
+Figures = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+
 _SUITES = {"built-in-values": "unseen values", "built-in-tools": "unseen tools and values"}
 
 
-def model_card(name: str, work: Path, figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def model_card(name: str, work: Path, figures: Figures) -> str:
     """The card of a model.
 
     Args:
         name: "policy", "toolprm", "c-prm" or "orm".
         work: where it was made. attempts.md there, if any, tells what else was tried.
-        figures: rows of strategies, by "SUITE KIND".
+        figures: what the strategies reached on held-out questions.
     """
     own = _policy(work) if name == "policy" else (work / name / "README.md").read_text(encoding="utf-8")
     parts = [own.strip(), _measured("toolprm" if name == "policy" else name, figures)]
@@ -56,7 +59,7 @@ It knows a few hundred words, English word order of one kind, and up to five too
 byte, and what it answers to them is legal and means nothing."""
 
 
-def _measured(kind: str, figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def _measured(kind: str, figures: Figures) -> str:
     lines = [
         "## On held-out questions",
         "",
@@ -66,9 +69,7 @@ def _measured(kind: str, figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
         "",
     ]
     for suite, words in _SUITES.items():
-        rows = figures.get(f"{suite} {kind}", ())
-        if not rows:
-            continue
+        rows = figures[suite][kind]
         lines += [f"{words.capitalize()} ({rows[0]['n']} questions):", ""]
         lines += ["| strategy | right | against greedy | policy tokens | reward tokens |", "|---|---|---|---|---|"]
         for row in rows:
