@@ -1,1 +1,1 @@
-"""What an answer is worth by the rules of the benchmarks."""
+"""What answers are worth: strategies on suites of questions, and the rules of the benchmarks."""
