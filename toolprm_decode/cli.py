@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 on success, 2 on bad input with one line on stderr."""
     try:
         options = _parser().parse_args(argv)
-        _silence()
+        if options.command not in ("decode", "demo"):  # which refuse what they can before transformers is imported
+            _silence()
         options.run(options)
         sys.stdout.flush()
     except ToolprmError as error:
@@ -112,6 +113,7 @@ def _decode(options: argparse.Namespace) -> None:
     get_format(options.format)
     tools = read_tools(_read_json(options.tools))
     request = _read_stdin() if options.request == "-" else options.request
+    _silence()
     from toolprm_decode.decoding import Decoder
 
     decoder = Decoder(options.model, options.prm, format=options.format)
@@ -180,6 +182,7 @@ def _explain(decoded: Any, format_reason: str) -> None:
 def _demo(options: argparse.Namespace) -> None:
     if not 0 <= options.seed < 2**32:
         raise RequestError(f"the seed must be between 0 and {2**32 - 1:,}, not {options.seed}")
+    _silence()
     from rich.console import Console
 
     from toolprm_decode.demo import TOOLS, held_out, load_demo, one_thread

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from toolprm_decode.decoding import Decoded, Decoder, Request
-from toolprm_decode.errors import BudgetExceeded, RequestError, ToolprmError, ToolSchemaError
+from toolprm_decode.decoding import Decoder, Request
+from toolprm_decode.errors import RequestError, ToolprmError
 from toolprm_decode.evaluation.statistics import bootstrap
 from toolprm_decode.evaluation.strategies import Strategy
 from toolprm_decode.learning.labels import trajectory_right
+from toolprm_decode.learning.rollouts import decode_each
 from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.world.world import STANDARD, World
 from toolprm_decode.search import Search
@@ -105,7 +106,8 @@ def evaluate(
         refused: dict[str, str] = {}
         for start in range(0, len(samples), batch):
             part = samples[start : start + batch]
-            for sample, decoded in zip(part, _answers(decoder, part, strategy.search), strict=True):
+            requests = [Request(s.tools, s.messages, _own_seed(strategy.search, s)) for s in part]
+            for sample, decoded in zip(part, decode_each(decoder, requests), strict=True):
                 if isinstance(decoded, ToolprmError):
                     refused[sample.id] = str(decoded)
                     right.append(False)
@@ -119,17 +121,6 @@ def evaluate(
                 progress(strategy.name, start + len(part))
         outcomes.append(Outcome(strategy, np.array(right), np.array(policy), np.array(prm), refused))
     return outcomes
-
-
-def _answers(decoder: Decoder, samples: Sequence[Sample], search: Search) -> list[Decoded | ToolprmError]:
-    """An answer to each question, or why there is none: one refusal fails its whole batch, so they go on alone."""
-    requests = [Request(s.tools, s.messages, _own_seed(search, s)) for s in samples]
-    try:
-        return list(decoder.decode_batch(requests))
-    except (ToolSchemaError, RequestError, BudgetExceeded) as error:
-        if len(requests) == 1:
-            return [error]
-    return [answer for sample in samples for answer in _answers(decoder, [sample], search)]
 
 
 def _own_seed(search: Search, sample: Sample) -> Search:

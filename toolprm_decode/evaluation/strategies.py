@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from toolprm_decode.decoding import Answer, Decoded
 from toolprm_decode.errors import RequestError
@@ -54,7 +54,7 @@ def read_strategies(text: str, search: Search) -> list[Strategy]:
     return [_read(name.strip(), search) for name in text.split(",") if name.strip()] or _refuse(text)
 
 
-def _refuse(name: str) -> Any:
+def _refuse(name: str) -> NoReturn:
     raise RequestError(f"unknown strategy {name!r:.60}: use {' '.join(HELP.split())}")
 
 
@@ -62,7 +62,6 @@ def _read(name: str, search: Search) -> Strategy:
     match = _NAME.fullmatch(name)
     if match is None:
         _refuse(name)
-    assert match is not None
     kind, n, m, weight = match["kind"], match["n"], match["m"], match["weight"]
     if kind in ("step-beam", "logprob-step-beam"):
         if (n is None) != (m is None):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from toolprm_decode.decoding import Decoded, Decoder, Request
-from toolprm_decode.errors import BudgetExceeded, FormatError, RequestError, ToolSchemaError
+from toolprm_decode.errors import BudgetExceeded, FormatError, RequestError, ToolprmError, ToolSchemaError
 from toolprm_decode.formats import Format, get_format
 from toolprm_decode.grammar.call_grammar import Step
 from toolprm_decode.learning.samples import Sample
@@ -159,25 +159,33 @@ class Rollouts:
 
     def _batch(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, list[Rollout]]]:
         requests = [Request(s.tools, s.messages, self.settings.search(s.id)) for s in samples]
-        try:
-            answers = self.decoder.decode_batch(requests)
-        except _REFUSALS as error:
-            # A query that is refused fails the batch, mostly before any model ran: halves find it.
-            if len(samples) > 1:
-                middle = len(samples) // 2
-                yield from self._batch(samples[:middle])
-                yield from self._batch(samples[middle:])
-                return
-            log.info("query %s is skipped: %s", samples[0].id, error)
-            self.skipped.append((samples[0].id, " ".join(str(error).split())))
-            return
+        answers = decode_each(self.decoder, requests)
         for sample, request, answer in zip(samples, requests, answers, strict=True):
+            if isinstance(answer, ToolprmError):
+                log.info("query %s is skipped: %s", sample.id, answer)
+                self.skipped.append((sample.id, " ".join(str(answer).split())))
+                continue
             self.policy_tokens += answer.stats.policy_tokens
             self.format = answer.format
             grammar = self.decoder.grammar(request.tools, request.search)
             assert grammar.format is not None
             names = [tool.name for tool in grammar.tools]
             yield sample, _rollouts(answer, grammar.format, names)
+
+
+def decode_each(decoder: Decoder, requests: Sequence[Request]) -> list[Decoded | ToolprmError]:
+    """An answer to each request, or why it is refused: by the grammar, or as too long.
+
+    Raises ModelNotSupported where the model's logits are not numbers.
+    """
+    try:
+        return list(decoder.decode_batch(requests))
+    except _REFUSALS as error:
+        # A request that is refused fails the batch, mostly before any model ran: halves find it.
+        if len(requests) == 1:
+            return [error]
+        middle = len(requests) // 2
+        return decode_each(decoder, requests[:middle]) + decode_each(decoder, requests[middle:])
 
 
 def roll_out(samples: Iterable[Sample], decoder: Decoder, settings: RolloutSettings) -> Rollouts:

@@ -20,7 +20,7 @@ from toolprm_decode.decoding import Decoder
 from toolprm_decode.demo import SEARCH
 from toolprm_decode.engine import Engine
 from toolprm_decode.errors import DataError
-from toolprm_decode.evaluation.evaluate import evaluate, load_suite
+from toolprm_decode.evaluation.evaluate import Outcome, evaluate, load_suite
 from toolprm_decode.evaluation.strategies import read_strategies
 from toolprm_decode.learning.annotate import annotate
 from toolprm_decode.learning.files import write_whole
@@ -140,11 +140,12 @@ def _figures(work: Path) -> None:
         if path.exists():
             continue
         samples = load_suite(suite, TESTED)
-        greedy = evaluate(samples, read_strategies("greedy", SEARCH), plain, None)[0]
         found: dict[str, Any] = {}
+        greedy: Outcome | None = None  # the first strategy of the first kind
         for kind, names in STRATEGIES.items():
             strategies = read_strategies(names.format(w=SEARCH.policy_weight), SEARCH)
             outcomes = evaluate(samples, strategies, plain, Decoder(policy, MODELS / kind), progress=_report_suite)
+            greedy = greedy or outcomes[0]
             found[kind] = [outcome.summary(greedy) for outcome in outcomes]
         write_whole(path, json.dumps(found, indent=2).encode())
 

@@ -21,12 +21,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from toolprm_decode.errors import CheckpointError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.grammar.call_grammar import CallGrammar
+from toolprm_decode.learning.labels import gold_calls
 from toolprm_decode.learning.packing import TokenTree
 from toolprm_decode.learning.samples import Sample
+from toolprm_decode.learning.world.tokenizer import build_tokenizer
 from toolprm_decode.learning.world.world import STANDARD, World
 from toolprm_decode.prompting import render
 from toolprm_decode.rewards import DEFAULT_TAGS
-from toolprm_decode.tools import read_tools
+from toolprm_decode.tools import Tool, read_tools
 
 FORMAT = FORMATS["json-list"]
 
@@ -67,13 +69,9 @@ class Pretraining:
     grown_from: str | None = None
 
 
-def answer_of(sample: Sample) -> str:
-    """The gold calls as a model should write them."""
-    calls = [
-        {"name": call["name"], "arguments": {key: values[0] for key, values in call["arguments"].items()}}
-        for call in sample.gold
-    ]
-    return FORMAT.render(calls)
+def answer_of(sample: Sample, tools: Sequence[Tool] | None = None) -> str:
+    """The gold calls as a model should write them. tools: the sample's, where they are read already."""
+    return FORMAT.render(gold_calls(sample, tools))
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, settings: Pretraining) -> LlamaForCausalLM:
@@ -195,7 +193,7 @@ class _Rows:
         row = _Row(TokenTree(), [], [], [])
         for index, sample in enumerate(samples):
             prompt, _ = render(self.tokenizer, tools, sample.messages, FORMAT)
-            text = answer_of(sample)
+            text = answer_of(sample, tools)
             pieces: list[tuple[str, list[int]]] = [(text, [])]
             if grammar is not None and rnd.random() < self.tagged:
                 pieces = [(step.text, self.tags[step.kind]) for step in grammar.steps(text)]
@@ -246,11 +244,11 @@ def _loss(model: LlamaForCausalLM, rows: Sequence[_Row]) -> tuple[torch.Tensor, 
     return functional.cross_entropy(logits, wanted), list(right.values())
 
 
-def teacher_forced_accuracy(model: LlamaForCausalLM, samples: Sequence[Sample], batch: int = 24) -> float:
+def teacher_forced_accuracy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample], batch: int = 24
+) -> float:
     """Share of the questions where every token of the gold answer is the likeliest one after those before it."""
-    from toolprm_decode.learning.world.tokenizer import build_tokenizer
-
-    rows = _Rows(build_tokenizer(), 0.0)
+    rows = _Rows(tokenizer, 0.0)
     found: list[bool] = []
     ready = [rows.row([sample], random.Random(0)) for sample in samples]
     ready.sort(key=lambda row: len(row.tree))
@@ -324,8 +322,6 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
     out: the folder; checkpoint.pt in it is the state to go on from, log.jsonl what happened.
     Raises CheckpointError where that was begun with other settings.
     """
-    from toolprm_decode.learning.world.tokenizer import build_tokenizer
-
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
@@ -365,6 +361,10 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
         print(line, flush=True)
         with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def validate() -> None:
+        right = {name: teacher_forced_accuracy(model, tokenizer, part) for name, part in validation.items()}
+        log(**{f"validation_{name}": share for name, share in right.items()})
 
     def save() -> None:
         state = {
@@ -428,9 +428,9 @@ def pretrain(out: str | os.PathLike[str], settings: Pretraining, *, evaluate_eve
         if seconds - evaluated > evaluate_every:
             evaluated = seconds
             save()
-            log(**{f"validation_{name}": teacher_forced_accuracy(model, part) for name, part in validation.items()})
+            validate()
     save()
-    log(**{f"validation_{name}": teacher_forced_accuracy(model, part) for name, part in validation.items()})
+    validate()
     _save(model, tokenizer, folder, settings, seconds)
     return folder
 

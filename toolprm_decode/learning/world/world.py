@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,19 +150,12 @@ class World:
         """Questions with a tool set each."""
         return [sample for index in range(count) for sample in self.group(1, f"{self._prefix}-{index}")]
 
-    def groups(self, requests: int) -> Iterator[list[Sample]]:
-        """Endless groups of questions that share a tool set."""
-        index = 0
-        while True:
-            yield self.group(requests, f"{self._prefix}-{index}")
-            index += 1
-
     def group(self, requests: int, id: str) -> list[Sample]:
         """Several questions over one tool set, named id.0 and so on."""
         while True:
             tools = self._tools()
             questions = [self._question(tools) for _ in range(requests)]
-            if self.split == "train" or all(self._is_new(calls) for _, calls in questions):
+            if self.split == "train" or all(_is_new(calls) for _, calls in questions):
                 break
         definitions = [tool.definition() for tool in tools]
         return [
@@ -175,10 +167,6 @@ class World:
             )
             for index, (text, calls) in enumerate(questions)
         ]
-
-    def _is_new(self, calls: list[dict[str, Any]]) -> bool:
-        """Whether an answer holds a value that training cannot have held; one without calls always passes."""
-        return not calls or any(_is_apart(leaf) for call in calls for leaf in _leaves(call["arguments"]))
 
     # ------------------------------------------------------------------ tools
 
@@ -253,8 +241,8 @@ class World:
             words.append(rnd.choice(FILLERS["opening"]))
         if self._chance(level.no_call):
             taken = {tool.kind for tool in tools}
-            spare = _Tool(rnd.choice([kind for kind in self._known if kind not in taken]), "", ())
-            spare = self._tool(spare.kind, list(MASKS), True, {})
+            kind = rnd.choice([kind for kind in self._known if kind not in taken])
+            spare = self._tool(kind, list(MASKS), True, {})
             calls: list[dict[str, Any]] = []
             words += self._clause(spare, tools)[0]
         else:
@@ -356,6 +344,11 @@ class World:
 def _is_apart(value: Any) -> bool:
     """Whether a value belongs to one split: what is one token does not."""
     return not isinstance(value, bool) and len(str(value)) > 2 and not str(value).isalpha()
+
+
+def _is_new(calls: list[dict[str, Any]]) -> bool:
+    """Whether an answer holds a value that training cannot have held; one without calls always passes."""
+    return not calls or any(_is_apart(leaf) for call in calls for leaf in _leaves(call["arguments"]))
 
 
 def _leaves(value: Any) -> list[Any]:
