@@ -211,27 +211,60 @@ template <class T> std::span<const T> to_span(const py::array_t<T, py::array::c_
 using Tokens = py::array_t<TokenId, py::array::c_style | py::array::forcecast>;
 using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
-// Draws the samples that a DECODE plan wants from logits, float32 [outputs, at least the vocabulary].
-py::tuple sample_plan(const Plan &plan, const py::array_t<float, py::array::c_style> &logits) {
-  if (logits.ndim() != 2 || static_cast<std::size_t>(logits.shape(0)) != plan.draws.size())
-    throw py::value_error("logits must be [" + std::to_string(plan.draws.size()) + ", vocabulary]");
+// Why a pass could not be run is the caller's to know.
+struct PassFailed : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Draws the samples that a DECODE plan wants from logits: float32 [full outputs, at least the vocabulary] and
+// [other outputs, few ids]. Requests whose logits cannot be drawn from are told, with the reason.
+py::tuple sample_plan(const Plan &plan, const py::array_t<float, py::array::c_style> &logits,
+                      const py::array_t<float, py::array::c_style> &few_logits) {
+  const auto full = static_cast<std::size_t>(plan.full_outputs);
+  if (logits.ndim() != 2 || static_cast<std::size_t>(logits.shape(0)) != full)
+    throw py::value_error("logits must be [" + std::to_string(full) + ", vocabulary]");
+  if (few_logits.ndim() != 2 || static_cast<std::size_t>(few_logits.shape(0)) != plan.outputs.size() - full ||
+      static_cast<std::size_t>(few_logits.shape(1)) != plan.few_ids.size())
+    throw py::value_error("few_logits must be [" + std::to_string(plan.outputs.size() - full) + ", " +
+                          std::to_string(plan.few_ids.size()) + "]");
   const auto width = static_cast<std::size_t>(logits.shape(1));
-  py::array_t<TokenId> tokens(static_cast<py::ssize_t>(plan.uniforms.size()));
-  py::array_t<double> logprobs(static_cast<py::ssize_t>(plan.uniforms.size()));
+  const auto samples = static_cast<py::ssize_t>(plan.uniforms.size());
+  py::array_t<TokenId> tokens(samples);
+  py::array_t<double> logprobs(samples);
+  py::array_t<double> perturbed({samples, py::ssize_t{2}});
   TokenId *token = tokens.mutable_data();
   double *logprob = logprobs.mutable_data();
-  const float *row = logits.data();
+  static_assert(sizeof(Perturbed) == 2 * sizeof(double));
+  auto *place = reinterpret_cast<Perturbed *>(perturbed.mutable_data());
+  const float *row = logits.data(), *few_row = few_logits.data();
+  std::map<std::int64_t, std::string> failures;
   {
     py::gil_scoped_release release;
+    std::fill_n(token, samples, -1);
+    std::fill_n(logprob, samples, 0.0);
+    std::fill_n(place, samples, Perturbed{});
     std::size_t at = 0;
     for (std::size_t output = 0; output < plan.draws.size(); ++output) {
       const auto draws = static_cast<std::size_t>(plan.draws[output]);
-      sample({row + output * width, width}, *plan.masks[static_cast<std::size_t>(plan.mask_index[output])],
-             plan.temperatures[output], std::span(plan.uniforms).subspan(at, draws), token + at, logprob + at);
+      const Mask &mask = *plan.masks[static_cast<std::size_t>(plan.mask_index[output])];
+      const Logits own =
+          output < full ? Logits{{row + output * width, width}}
+                        : Logits{{few_row + (output - full) * plan.few_ids.size(), plan.few_ids.size()}, plan.few_ids};
+      const auto uniforms = std::span(plan.uniforms).subspan(at, draws);
+      try {
+        if (plan.distinct[output])
+          sample_distinct(own, mask, plan.temperatures[output], uniforms,
+                          std::span(plan.gumbel_uniforms).subspan(at, draws), plan.parents[output], token + at,
+                          logprob + at, place + at);
+        else
+          sample(own, mask, plan.temperatures[output], uniforms, token + at, logprob + at);
+      } catch (const std::logic_error &error) { // domain_error and invalid_argument are
+        failures.emplace(plan.requests[output], error.what());
+      }
       at += draws;
     }
   }
-  return py::make_tuple(tokens, logprobs);
+  return py::make_tuple(tokens, logprobs, perturbed, failures);
 }
 
 void bind_search(py::module_ &m) {
@@ -248,6 +281,9 @@ void bind_search(py::module_ &m) {
       .value("NONE", Scoring::kNone)
       .value("MODEL", Scoring::kModel)
       .value("EXTERNAL", Scoring::kExternal);
+  py::register_exception<OutOfBlocks>(m, "OutOfBlocks", PyExc_RuntimeError);
+  py::register_exception<PassFailed>(m, "PassFailed", PyExc_RuntimeError);
+  py::enum_<Side>(m, "Side").value("POLICY", Side::kPolicy).value("REWARD", Side::kReward);
   py::enum_<PlanKind>(m, "PlanKind")
       .value("DECODE", PlanKind::kDecode)
       .value("SCORE", PlanKind::kScore)
@@ -261,6 +297,7 @@ void bind_search(py::module_ &m) {
       .def_readwrite("temperature", &SearchOptions::temperature)
       .def_readwrite("aggregate", &SearchOptions::aggregate)
       .def_readwrite("policy_weight", &SearchOptions::policy_weight)
+      .def_readwrite("distinct", &SearchOptions::distinct)
       .def_readwrite("seed", &SearchOptions::seed)
       .def_readwrite("max_tokens", &SearchOptions::max_tokens)
       .def_readwrite("forced_runs", &SearchOptions::forced_runs);
@@ -277,7 +314,19 @@ void bind_search(py::module_ &m) {
       .def_property_readonly("positions", [](const Plan &p) { return to_array(p.positions); })
       .def_property_readonly("rows", [](const Plan &p) { return to_array(p.rows); })
       .def_property_readonly("slots", [](const Plan &p) { return to_array(p.slots); })
-      .def_property_readonly("prefixes", [](const Plan &p) { return to_array(p.prefixes); })
+      .def_property_readonly("segments",
+                             [](const Plan &p) {
+                               static_assert(sizeof(Segment) == 2 * sizeof(std::int32_t));
+                               return py::array_t<std::int32_t>(
+                                   {static_cast<py::ssize_t>(p.segments.size()), py::ssize_t{2}},
+                                   reinterpret_cast<const std::int32_t *>(p.segments.data()));
+                             })
+      .def_property_readonly("contexts",
+                             [](const Plan &p) {
+                               return py::array_t<std::int32_t>({static_cast<py::ssize_t>(p.lengths.size()),
+                                                                 static_cast<py::ssize_t>(p.context_width)},
+                                                                p.contexts.data());
+                             })
       .def_property_readonly("lengths", [](const Plan &p) { return to_array(p.lengths); })
       .def_property_readonly("block_tables",
                              [](const Plan &p) {
@@ -288,16 +337,10 @@ void bind_search(py::module_ &m) {
       .def_property_readonly("outputs", [](const Plan &p) { return to_array(p.outputs); })
       .def_property_readonly("copies",
                              [](const Plan &p) {
-                               py::array_t<std::int32_t> out(
-                                   {static_cast<py::ssize_t>(p.copies.size()), py::ssize_t{3}});
-                               auto rows = out.mutable_unchecked<2>();
-                               for (std::size_t i = 0; i < p.copies.size(); ++i) {
-                                 const auto at = static_cast<py::ssize_t>(i);
-                                 rows(at, 0) = p.copies[i].source;
-                                 rows(at, 1) = p.copies[i].target;
-                                 rows(at, 2) = p.copies[i].count;
-                               }
-                               return out;
+                               static_assert(sizeof(SlotCopy) == 3 * sizeof(std::int32_t));
+                               return py::array_t<std::int32_t>(
+                                   {static_cast<py::ssize_t>(p.copies.size()), py::ssize_t{3}},
+                                   reinterpret_cast<const std::int32_t *>(p.copies.data()));
                              })
       .def_readonly("blocks", &Plan::blocks)
       .def_property_readonly(
@@ -322,6 +365,8 @@ void bind_search(py::module_ &m) {
       .def_property_readonly("draws", [](const Plan &p) { return to_array(p.draws); })
       .def_property_readonly("temperatures", [](const Plan &p) { return to_array(p.temperatures); })
       .def_property_readonly("uniforms", [](const Plan &p) { return to_array(p.uniforms); })
+      .def_readonly("full_outputs", &Plan::full_outputs)
+      .def_property_readonly("few_ids", [](const Plan &p) { return to_array(p.few_ids); })
       .def_readonly("requests", &Plan::requests)
       .def_readonly("prefixes_to_score", &Plan::prefixes_to_score);
 
@@ -349,6 +394,9 @@ void bind_search(py::module_ &m) {
       .def_readonly("node", &Answer::node);
   py::class_<SearchStats>(m, "SearchStats")
       .def_readonly("policy_tokens", &SearchStats::policy_tokens)
+      .def_readonly("cached_tokens", &SearchStats::cached_tokens)
+      .def_readonly("reward_cached_tokens", &SearchStats::reward_cached_tokens)
+      .def_readonly("preemptions", &SearchStats::preemptions)
       .def_readonly("reward_tokens", &SearchStats::reward_tokens)
       .def_readonly("forced_tokens", &SearchStats::forced_tokens)
       .def_readonly("candidates", &SearchStats::candidates)
@@ -362,51 +410,90 @@ void bind_search(py::module_ &m) {
       .def_readonly("stats", &Result::stats);
 
   const auto released = py::call_guard<py::gil_scoped_release>();
+  py::class_<PoolOptions>(m, "PoolOptions")
+      .def(py::init([](std::int32_t block_size, std::int32_t capacity, std::int32_t idle) {
+             return PoolOptions{block_size, capacity, idle};
+           }),
+           py::arg("block_size") = 16, py::arg("capacity") = 0, py::arg("idle") = -1)
+      .def_readonly("block_size", &PoolOptions::block_size)
+      .def_readonly("capacity", &PoolOptions::capacity)
+      .def_readonly("idle", &PoolOptions::idle);
   py::class_<Search>(m, "Search")
-      .def(py::init<std::int32_t, std::int32_t>(), py::arg("block_size") = 16, py::arg("reward_block_size") = 0)
+      .def(py::init([](const PoolOptions &policy, const PoolOptions &reward, std::int32_t prompt_tokens,
+                       std::int32_t most_requests) {
+             return std::make_unique<Search>(SearchConfig{policy, reward, prompt_tokens, most_requests});
+           }),
+           py::arg("policy") = PoolOptions{}, py::arg("reward") = PoolOptions{}, py::arg("prompt_tokens") = 512,
+           py::arg("most_requests") = 256)
       .def(
           "add",
-          [](Search &self, const Matcher &matcher, const SearchOptions &options, std::int32_t policy_prefix,
-             std::int32_t policy_length, TokenId last_token, Scoring scoring, std::int32_t reward_prefix,
-             std::int32_t reward_length, std::shared_ptr<RewardFormat> reward) {
+          [](Search &self, const Matcher &matcher, const SearchOptions &options, std::vector<TokenId> prompt,
+             Scoring scoring, std::vector<TokenId> reward_prompt, std::shared_ptr<RewardFormat> reward) {
             py::gil_scoped_release release;
-            return self.add(Request{matcher, options, scoring, policy_prefix, policy_length, last_token, reward_prefix,
-                                    reward_length, std::move(reward)});
+            return self.add(
+                Request{matcher, options, scoring, std::move(prompt), std::move(reward_prompt), std::move(reward)});
           },
-          py::arg("matcher"), py::arg("options"), py::arg("policy_prefix"), py::arg("policy_length"),
-          py::arg("last_token"), py::arg("scoring") = Scoring::kNone, py::arg("reward_prefix") = 0,
-          py::arg("reward_length") = 0, py::arg("reward") = nullptr)
+          py::arg("matcher"), py::arg("options"), py::arg("prompt"), py::arg("scoring") = Scoring::kNone,
+          py::arg("reward_prompt") = std::vector<TokenId>{}, py::arg("reward") = nullptr)
       .def("cancel", &Search::cancel)
+      .def("ended", &Search::ended)
       .def("finished", &Search::finished)
       .def("take", &Search::take)
-      .def("plan", &Search::plan, py::return_value_policy::reference_internal, released)
-      .def("commit_tokens",
-           [](Search &self, const Tokens &tokens, const Doubles &logprobs) {
-             auto t = to_span(tokens);
-             auto l = to_span(logprobs);
-             py::gil_scoped_release release;
-             self.commit_tokens(t, l);
-           })
+      .def("certain", &Search::certain, py::arg("id"), py::arg("start"))
+      .def_property_readonly("waiting", &Search::waiting)
+      .def_property_readonly("under_way", &Search::under_way)
+      .def(
+          "plan",
+          [](Search &self, std::optional<Side> side) -> const Plan & { return side ? self.plan(*side) : self.plan(); },
+          py::arg("side") = std::nullopt, py::return_value_policy::reference_internal, released)
+      .def(
+          "commit_tokens",
+          [](Search &self, const Tokens &tokens, const Doubles &logprobs, const std::optional<Doubles> &perturbed) {
+            auto t = to_span(tokens);
+            auto l = to_span(logprobs);
+            std::span<const Perturbed> p;
+            if (perturbed) {
+              if (perturbed->ndim() != 2 || perturbed->shape(1) != 2)
+                throw py::value_error("perturbed must be [samples, 2]");
+              p = {reinterpret_cast<const Perturbed *>(perturbed->data()),
+                   static_cast<std::size_t>(perturbed->shape(0))};
+            }
+            py::gil_scoped_release release;
+            self.commit_tokens(t, l, p);
+          },
+          py::arg("tokens"), py::arg("logprobs"), py::arg("perturbed") = std::nullopt)
       .def("commit_scores",
            [](Search &self, const Doubles &scores) {
              auto s = to_span(scores);
              py::gil_scoped_release release;
              self.commit_scores(s);
            })
-      .def_property_readonly("blocks_in_use", [](const Search &s) {
-        return std::make_pair(s.policy_pool().in_use(), s.reward_pool().in_use());
+      .def(
+          "fail",
+          [](Search &self, Side side, const std::string &reason) {
+            self.fail(side, std::make_exception_ptr(PassFailed(reason)));
+          },
+          py::arg("side"), py::arg("reason"), released)
+      .def("clear_cache", &Search::clear_cache)
+      .def_property_readonly("blocks_in_use",
+                             [](const Search &s) {
+                               return std::make_pair(s.pool(Side::kPolicy).in_use(), s.pool(Side::kReward).in_use());
+                             })
+      .def_property_readonly("idle_blocks", [](const Search &s) {
+        return std::make_pair(s.idle_blocks(Side::kPolicy), s.idle_blocks(Side::kReward));
       });
 
-  m.def("sample_plan", &sample_plan, py::arg("plan"), py::arg("logits").noconvert(),
-        "The draws of a DECODE plan: (int32 tokens, float64 log-probabilities), one a sample.");
+  m.def("sample_plan", &sample_plan, py::arg("plan"), py::arg("logits").noconvert(), py::arg("few_logits").noconvert(),
+        "The draws of a DECODE plan: int32 tokens, float64 log-probabilities and float64 [samples, 2] perturbed ones, "
+        "one a sample, and what is wrong with the logits of a request, by its id.");
   m.def("uniform", &uniform, py::arg("seed"), py::arg("candidate"), py::arg("position"), py::arg("round"),
-        "The uniform number in [0, 1) that a draw uses.");
+        py::arg("lane") = 0, "The uniform number in [0, 1) that a draw uses.");
 }
 
 } // namespace
 
 PYBIND11_MODULE(_core, m) {
-  m.doc() = "The compiled core: vocabulary, grammar, matcher, block pool and search.";
+  m.doc() = "The compiled core: vocabulary, grammar, matcher, block pool, prefix cache and search.";
   bind_grammar(m);
   bind_search(m);
 }

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers as hf
 
-from toolprm_decode import Answer, Decoded, Decoder, Request, Search, Step, ToolPRM, _core, decode
+from toolprm_decode import Answer, Decoded, Decoder, Request, Search, Step, ToolPRM, decode
 from toolprm_decode.engine import Engine
 from toolprm_decode.errors import (
     BudgetExceeded,
@@ -43,7 +43,7 @@ def engines(one: Decoder) -> list[Engine]:
 
 
 def assert_nothing_held(one: Decoder) -> None:
-    assert [held(engine) for engine in engines(one)] == [0] * len(engines(one))
+    assert held(one) == (0, 0)
 
 
 def plain(answer: Answer) -> Any:
@@ -256,7 +256,8 @@ def test_tools_that_cannot_be_used_are_refused(tools: Any) -> None:
         {"policy_weight": 10**400},
         {"allow_no_call": None},
         {"forced_runs": 1},
-        {"distinct": True},
+        {"distinct": True, "temperature": 0.0},
+        {"distinct": 1},
     ],
     ids=str,
 )
@@ -429,28 +430,14 @@ def test_threads_get_what_they_would_get_alone() -> None:
     assert_nothing_held(one)
 
 
-def test_all_blocks_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    searches: list[_core.Search] = []
-
-    def search(*sizes: int) -> _core.Search:
-        searches.append(_core.Search(*sizes))
-        return searches[-1]
-
-    monkeypatch.setattr("toolprm_decode.decoding._core", Replaced(_core, Search=search))
+def test_all_blocks_are_given_back() -> None:
     one = decoder(reward())
     one.decode_batch([Request(TOOLS, PROMPT, QUICK), Request([SWAP], PROMPT, Search("sample", width=6))])
-    assert [search.blocks_in_use for search in searches] == [(0, 0)]
-
-
-class Replaced:
-    """A module with some of its names replaced."""
-
-    def __init__(self, module: Any, **names: Any):
-        self.module = module
-        vars(self).update(names)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.module, name)
+    assert_nothing_held(one)
+    core = one._scheduler._core
+    assert min(core.blocks_in_use) > 0  # the prompts, for requests to come
+    one._scheduler.clear_cache()
+    assert core.blocks_in_use == (0, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -516,6 +503,7 @@ def test_stats_count_what_was_run() -> None:
         one = decoder(prm)
         for search in (QUICK, Search("sample", width=5), Search("greedy"), Search(forced_runs=False, max_tokens=30)):
             before = [engine.forward_tokens for engine in engines(one)]
+            one._scheduler.clear_cache()
             stats = one.decode(TOOLS, PROMPT, search).stats
             used = [engine.forward_tokens - b for engine, b in zip(engines(one), before, strict=True)]
             assert stats.policy_tokens == used[0]
@@ -537,9 +525,12 @@ def test_stats_of_a_batch_are_those_of_its_requests() -> None:
     used = [engine.forward_tokens - b for engine, b in zip(engines(one), before, strict=True)]
     assert [sum(s.policy_tokens for s in batched), sum(s.prm_tokens for s in batched)] == used
     for stats, request in zip(batched, requests, strict=True):
+        one._scheduler.clear_cache()
         alone = one.decode(request.tools, request.prompt, request.search).stats
-        for name in ("policy_tokens", "prm_tokens", "forced_tokens", "candidates", "distinct_candidates", "masks"):
+        for name in ("forced_tokens", "candidates", "distinct_candidates", "masks"):
             assert getattr(stats, name) == getattr(alone, name), name
+        assert stats.policy_tokens + stats.cached_tokens == alone.policy_tokens
+        assert stats.prm_tokens + stats.prm_cached_tokens == alone.prm_tokens
 
 
 def test_openai_messages_carry_the_calls(decoded: Decoded) -> None:

@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 import math
 import os
+import queue
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, overload
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolprm_decode import _core
 from toolprm_decode.engine import Engine
-from toolprm_decode.errors import BudgetExceeded, RequestError, TokenizerError
+from toolprm_decode.errors import BudgetExceeded, DeadlineExceeded, RequestError, TokenizerError
 from toolprm_decode.formats import Format, get_format
 from toolprm_decode.grammar.call_grammar import CallGrammar, Step
 from toolprm_decode.grammar.vocabulary import load_tokenizer
 from toolprm_decode.prompting import render, to_messages
 from toolprm_decode.rewards import STEP_KINDS, ToolPRM
 from toolprm_decode.search import Search, SearchTree
-from toolprm_decode.search.loop import Clock, run
+from toolprm_decode.search.scheduler import LATE, Pending, Scheduler, Work
 from toolprm_decode.search.tree import Node
 from toolprm_decode.tools import Tool, read_tools
 
@@ -83,17 +86,21 @@ class Stats:
     """What an answer cost.
 
     Attributes:
-        policy_tokens, prm_tokens: tokens run through the policy and the reward model, prompts included.
+        policy_tokens, prm_tokens: tokens run through the policy and the reward model, of prompts and answers.
+        cached_tokens, prm_cached_tokens: tokens of the two prompts that were not run, since another request had.
         prompt_tokens: the policy's prompt.
         forced_tokens: tokens that the grammar left no choice about.
         candidates, distinct_candidates: draws, and different ones among them.
         masks: masks computed or looked up.
         rounds: steps of the search. forward_passes: of the policy.
-        seconds: by phase, of the whole batch that the request ran in.
+        preemptions: how often it gave its memory to an older request, and read its tokens again later.
+        seconds: by phase, of all that the decoder did while it answered the request.
     """
 
     policy_tokens: int
     prm_tokens: int
+    cached_tokens: int
+    prm_cached_tokens: int
     prompt_tokens: int
     forced_tokens: int
     candidates: int
@@ -101,6 +108,7 @@ class Stats:
     masks: int
     rounds: int
     forward_passes: int
+    preemptions: int
     seconds: dict[str, float]
 
 
@@ -123,15 +131,19 @@ class Decoded(Answer):
 
 @dataclass(frozen=True)
 class Request:
-    """One request of a batch: tools, prompt and search as for Decoder.decode()."""
+    """One request: tools, prompt, search and timeout as for Decoder.decode()."""
 
     tools: Any
     prompt: Any
     search: Search | None = None
+    timeout: float | None = None
 
 
 class Decoder:
-    """Keeps models and grammars warm between requests. Thread-safe: requests of several threads wait in line.
+    """Keeps models, grammars and prompts warm between requests.
+
+    Thread-safe: requests of several threads, or of one batch, share forward passes, and read what their prompts have in
+    common once. What is answered does not depend on what runs beside it.
 
     Args:
         model: the policy: a transformers causal LM, its folder or hub id, or an Engine.
@@ -139,12 +151,16 @@ class Decoder:
         tokenizer: the policy's, where the model does not bring one.
         format: how the policy writes calls: a name, a Format, or "auto" by its chat template.
         search: the search of requests that bring none.
+        kv_memory: bytes for keys and values, of policy and reward model together; None for half of what is free. It is
+            taken as it is needed. Requests beyond it wait; one that does not fit alone is refused.
+        prefix_memory: bytes of it that may hold prompts for later requests over the same tools; None for half of it, 0
+            to keep none.
 
     Raises:
         ModelNotSupported: an architecture that the engine cannot run, or a head that does not fit the tokenizer.
         FormatError: an unknown format.
         TokenizerError: the tokenizer's bytes cannot be recovered, or the reward model's labels are not tokens.
-        RequestError: there is no model at the path.
+        RequestError: there is no model at the path, or kv_memory is too small.
     """
 
     def __init__(
@@ -155,7 +171,12 @@ class Decoder:
         tokenizer: Any = None,
         format: str | Format = "auto",
         search: Search | None = None,
+        kv_memory: int | None = None,
+        prefix_memory: int | None = None,
     ):
+        for name, value in (("kv_memory", kv_memory), ("prefix_memory", prefix_memory)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise RequestError(f"{name} must be a number of bytes, not {value!r:.60}")
         get_format(format)  # refused here rather than at the first request
         tokenizer = load_tokenizer(tokenizer)
         if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
@@ -167,9 +188,13 @@ class Decoder:
         self.tokenizer = tokenizer
         self._policy.check_head(len(self.tokenizer))
         self._prm, self._scorer = _reward(prm, self.tokenizer)
-        if self._prm is not None and self._prm.engine is self._policy:  # each needs a pool of its own
-            self._policy = self._policy.sibling()
-        self._reward_format = _reward_format(self._prm) if self._prm else None
+        self._scheduler = Scheduler(
+            self._policy,
+            self._prm,
+            _reward_format(self._prm) if self._prm else None,
+            kv_memory=kv_memory,
+            prefix_memory=prefix_memory,
+        )
         self.format = format
         self.search = search or Search()
         self._grammars: OrderedDict[str, CallGrammar] = OrderedDict()
@@ -198,100 +223,128 @@ class Decoder:
                 self._grammars.popitem(last=False)
         return grammar
 
-    def decode(self, tools: Any, prompt: Any, search: Search | None = None) -> Decoded:
+    def decode(self, tools: Any, prompt: Any, search: Search | None = None, *, timeout: float | None = None) -> Decoded:
         """One request: the best answer to the prompt (text or chat messages) with these tools.
 
+        timeout: seconds that it may take, its wait for memory included; None for any time.
+
         Raises ToolSchemaError and the other errors of CallGrammar, RequestError for a prompt that cannot be used,
-        BudgetExceeded where max_tokens or the model's context is too small for any answer.
+        BudgetExceeded where max_tokens, kv_memory or the model's context is too small for any answer, DeadlineExceeded
+        when the time is up, and what a reward callable raises.
         """
-        return self.decode_batch([Request(tools, prompt, search)])[0]
+        return self.decode_batch([Request(tools, prompt, search, timeout)])[0]
 
-    def decode_batch(self, requests: Sequence[Request]) -> list[Decoded]:
-        """Several requests at once, answered in order. One that cannot be answered fails the whole batch."""
-        clock = Clock()
-        jobs = [self._prepare(request) for request in requests]
-        clock.lap("prepare")
-        with self._policy.pool_lock, self._prm.engine.pool_lock if self._prm else nullcontext():
-            return self._run(jobs, clock)
+    @overload
+    def decode_batch(
+        self, requests: Sequence[Request], *, return_exceptions: Literal[False] = False
+    ) -> list[Decoded]: ...
 
-    # ------------------------------------------------------------------ one batch
+    @overload
+    def decode_batch(
+        self, requests: Sequence[Request], *, return_exceptions: Literal[True]
+    ) -> list[Decoded | Exception]: ...
 
-    def _prepare(self, request: Request) -> _Job:
+    def decode_batch(
+        self, requests: Sequence[Request], *, return_exceptions: bool = False
+    ) -> list[Decoded] | list[Decoded | Exception]:
+        """Several requests at once, answered in order.
+
+        return_exceptions: an error of a request stands in its place, and the others are answered; else the first one is
+        raised and the others are dropped.
+        """
+        prepared: list[Work[Decoded] | Exception] = []
+        for request in requests:
+            try:
+                prepared.append(self._prepare(request))
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                prepared.append(error)
+        # All at once, so that they go through the same passes each time.
+        works = [work for work in prepared if isinstance(work, Work)]
+        futures = self._scheduler.submit(works)
+        waiting = iter(zip(futures, works, strict=True))
+        answers: list[Any] = []
+        try:
+            for item in prepared:
+                try:
+                    answers.append(item if isinstance(item, Exception) else _wait(*next(waiting)))
+                except Exception as error:
+                    if not return_exceptions:
+                        raise
+                    answers.append(error)
+        finally:
+            for future in futures:
+                future.cancel()
+        return answers
+
+    def submit(self, request: Request) -> Future[Decoded]:
+        """The answer to come. `cancel()` drops the request at any time, and `asyncio.wrap_future` awaits it.
+
+        Raises at once what is wrong with the request itself; the future raises the rest.
+        """
+        return self._scheduler.submit([self._prepare(request)])[0]
+
+    def stream(
+        self, tools: Any, prompt: Any, search: Search | None = None, *, timeout: float | None = None
+    ) -> Iterator[Step | Decoded]:
+        """One request: its steps as they become certain (all answers still possible agree on them), then the answer.
+
+        Closing the iterator drops the request. Arguments and errors as for decode().
+        """
+        events: queue.SimpleQueue[list[Step] | None] = queue.SimpleQueue()
+        work = self._prepare(Request(tools, prompt, search, timeout))
+        work.on_steps = lambda steps: events.put([_step(step) for step in steps])
+        (pending,) = self._scheduler.submit([work])
+        pending.add_done_callback(lambda _: events.put(None))
+        return _stream(pending, events, work.deadline)
+
+    def _prepare(self, request: Request) -> Work[Decoded]:
+        started = time.perf_counter()
         if not isinstance(request, Request):
             raise RequestError(f"a batch is a list of Request(tools, prompt), not of {request!r:.60}")
         search = self.search if request.search is None else request.search
         if not isinstance(search, Search):
             raise RequestError(f"search must be a Search, not {search!r:.60}")
+        deadline = _deadline(request.timeout)
         messages = to_messages(request.prompt)
         grammar = self.grammar(request.tools, search)
         assert grammar.format is not None
         text, templated = render(self.tokenizer, grammar.tools, messages, grammar.format)
-        tokens = list(self.tokenizer(text, add_special_tokens=not templated)["input_ids"])
-        if not tokens:
+        prompt = list(self.tokenizer(text, add_special_tokens=not templated)["input_ids"])
+        if not prompt:
             raise RequestError("the prompt has no tokens")
-        room = _context(self._policy) - len(tokens)
+        room = _context(self._policy) - len(prompt)
         if room < 1:
             raise BudgetExceeded(
-                f"the prompt has {len(tokens)} tokens, and the model's context is {_context(self._policy)}: "
+                f"the prompt has {len(prompt)} tokens, and the model's context is {_context(self._policy)}: "
                 "use fewer tools or a shorter prompt"
             )
-        job = _Job(search, grammar, text, tokens, min(search.max_tokens, room))
+        max_tokens, reward_prompt = min(search.max_tokens, room), []
         if self._prm is not None:
             own, _ = render(self._prm.tokenizer, grammar.tools, messages, grammar.format)
-            job.reward_tokens = self._prm.encode_prompt(own)
-            if len(job.reward_tokens) + 2 * job.max_tokens > _context(self._prm.engine):
-                job.max_tokens = (_context(self._prm.engine) - len(job.reward_tokens)) // 2
-            if job.max_tokens < 1:
+            reward_prompt = self._prm.encode_prompt(own)
+            if len(reward_prompt) + 2 * max_tokens > _context(self._prm.engine):
+                max_tokens = (_context(self._prm.engine) - len(reward_prompt)) // 2
+            if max_tokens < 1:
                 raise BudgetExceeded(
-                    f"the prompt has {len(job.reward_tokens)} tokens for the reward model, whose context is "
+                    f"the prompt has {len(reward_prompt)} tokens for the reward model, whose context is "
                     f"{_context(self._prm.engine)}: use fewer tools or a shorter prompt"
                 )
-        return job
+        prepare = time.perf_counter() - started
 
-    def _run(self, jobs: Sequence[_Job], clock: Clock) -> list[Decoded]:
-        core = _core.Search(self._policy.block_size, self._prm.engine.block_size if self._prm else 0)
-        scorers: dict[int, Callable[[Sequence[_core.Step]], float]] = {}
-        try:
-            for job in jobs:
-                self._start(core, job)
-                if self._scorer is not None:
-                    scorers[job.id] = _bound(self._scorer, job.text)
-            clock.lap("prefill")
-            run(core, self._policy, self._prm, scorers, clock)
-            results = [core.take(job.id) for job in jobs]
-        finally:
-            for job in jobs:
-                if job.policy_prefix is not None:
-                    self._policy.release(job.policy_prefix)
-                if job.reward_prefix is not None and self._prm is not None:
-                    self._prm.engine.release(job.reward_prefix)
-        clock.lap("core")
-        return [_decoded(job, result, clock) for job, result in zip(jobs, results, strict=True)]
+        def finish(result: _core.Result, seconds: dict[str, float]) -> Decoded:
+            return _decoded(result, grammar, len(prompt), {"prepare": prepare, **seconds})
 
-    def _start(self, core: _core.Search, job: _Job) -> None:
-        options: dict[str, Any] = {}
-        job.policy_prefix = self._policy.prefill(job.tokens[:-1])
-        if self._prm is not None:
-            job.reward_prefix = self._prm.engine.prefill(job.reward_tokens)
-            options = {
-                "scoring": _core.Scoring.MODEL,
-                "reward_prefix": job.reward_prefix,
-                "reward_length": len(job.reward_tokens),
-                "reward": self._reward_format,
-            }
-        elif self._scorer is not None:
-            options = {"scoring": _core.Scoring.EXTERNAL}
-        try:
-            job.id = core.add(
-                job.grammar.matcher().core,
-                job.search.core_options(job.max_tokens),
-                job.policy_prefix,
-                len(job.tokens) - 1,
-                job.tokens[-1],
-                **options,
-            )
-        except _core.BudgetError as error:
-            raise BudgetExceeded(f"{error}: raise max_tokens, shorten the prompt or use simpler tools") from error
+        return Work(
+            matcher=grammar.matcher().core,
+            options=search.core_options(max_tokens),
+            prompt=prompt,
+            reward_prompt=reward_prompt,
+            scorer=None if self._scorer is None else _bound(self._scorer, text),
+            finish=finish,
+            deadline=deadline,
+        )
 
     def _stop_ids(self) -> tuple[int, ...] | None:
         known = len(self.tokenizer)
@@ -308,17 +361,44 @@ def decode(model: Any, prm: Any, tools: Any, prompt: Any, search: Search | None 
     return Decoder(model, prm, **options).decode(tools, prompt, search)
 
 
-@dataclass
-class _Job:
-    search: Search
-    grammar: CallGrammar
-    text: str
-    tokens: list[int]
-    max_tokens: int
-    reward_tokens: list[int] = field(default_factory=list)
-    policy_prefix: int | None = None
-    reward_prefix: int | None = None
-    id: int = -1
+def _deadline(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+        raise RequestError(f"timeout must be a number of seconds above 0, or None, not {timeout!r:.60}")
+    return time.monotonic() + min(timeout, threading.TIMEOUT_MAX)
+
+
+def _wait(pending: Pending[Decoded], work: Work[Decoded]) -> Decoded:
+    """The answer, or DeadlineExceeded on time, even where a long forward pass is under way."""
+    if work.deadline is None:
+        return pending.result()
+    try:
+        return pending.result(max(0.0, work.deadline - time.monotonic()))
+    except FutureTimeout:
+        if pending.done():  # the scheduler was first to say so
+            return pending.result()
+        raise DeadlineExceeded(LATE) from None
+
+
+def _stream(
+    pending: Pending[Decoded], events: queue.SimpleQueue[list[Step] | None], deadline: float | None
+) -> Iterator[Step | Decoded]:
+    try:
+        while (steps := _next(events, deadline)) is not None:
+            yield from steps
+        yield pending.result()
+    finally:
+        pending.cancel()
+
+
+def _next(events: queue.SimpleQueue[list[Step] | None], deadline: float | None) -> list[Step] | None:
+    if deadline is None:
+        return events.get()
+    try:
+        return events.get(timeout=max(0.0, deadline - time.monotonic()))
+    except queue.Empty:
+        raise DeadlineExceeded(LATE) from None
 
 
 def _engine(model: Any, tokenizer: Any) -> Engine:
@@ -376,9 +456,9 @@ def _step(scored: _core.ScoredStep) -> Step:
     return Step(step.kind, step.text, step.start, step.end, step.path, score, scored.logprob)
 
 
-def _decoded(job: _Job, result: _core.Result, clock: Clock) -> Decoded:
-    assert job.grammar.format is not None
-    finished = [_answer(answer, job.grammar.format, job.grammar.tools) for answer in result.answers]
+def _decoded(result: _core.Result, grammar: CallGrammar, prompt_tokens: int, seconds: dict[str, float]) -> Decoded:
+    assert grammar.format is not None
+    finished = [_answer(answer, grammar.format, grammar.tools) for answer in result.answers]
     nodes = [
         Node(
             None if node.parent < 0 else node.parent,
@@ -395,14 +475,17 @@ def _decoded(job: _Job, result: _core.Result, clock: Clock) -> Decoded:
     stats = Stats(
         policy_tokens=core.policy_tokens,
         prm_tokens=core.reward_tokens,
-        prompt_tokens=len(job.tokens),
+        cached_tokens=core.cached_tokens,
+        prm_cached_tokens=core.reward_cached_tokens,
+        prompt_tokens=prompt_tokens,
         forced_tokens=core.forced_tokens,
         candidates=core.candidates,
         distinct_candidates=core.distinct_candidates,
         masks=core.masks,
         rounds=core.rounds,
         forward_passes=core.forward_passes,
-        seconds=dict(clock.seconds),
+        preemptions=core.preemptions,
+        seconds=seconds,
     )
     best = finished[0]
     return Decoded(
@@ -410,7 +493,7 @@ def _decoded(job: _Job, result: _core.Result, clock: Clock) -> Decoded:
         finished=finished,
         stats=stats,
         tree=SearchTree(nodes, result.answers[0].node),
-        format=job.grammar.format.name,
+        format=grammar.format.name,
     )
 
 

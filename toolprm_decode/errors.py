@@ -47,6 +47,10 @@ class BudgetExceeded(ToolprmError, RuntimeError):
     """A limit was reached: compile states, max_tokens, or KV memory."""
 
 
+class DeadlineExceeded(ToolprmError, TimeoutError):
+    """A request was not answered in the time that it was given."""
+
+
 class DataError(ToolprmError, ValueError):
     """A file, line or record that cannot be used."""
 

@@ -80,7 +80,7 @@ struct Drawn {
 Drawn draw(const std::vector<float> &logits, const Mask &mask, double temperature,
            const std::vector<double> &uniforms) {
   Drawn out{std::vector<TokenId>(uniforms.size(), -1), std::vector<double>(uniforms.size(), 1)};
-  sample(logits, mask, temperature, uniforms, out.tokens.data(), out.logprobs.data());
+  sample({logits}, mask, temperature, uniforms, out.tokens.data(), out.logprobs.data());
   return out;
 }
 

@@ -1,8 +1,10 @@
 // The search core with models that exist only here, against a plain search that draws one candidate after another and
 // shares nothing: no rows, no forks, no blocks.
+#include <array>
 #include <cmath>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "check.h"
 #include "grammars.h"
@@ -22,9 +24,9 @@ std::uint64_t mix(std::uint64_t h, std::uint64_t v) {
 
 // ---------------------------------------------------------------------------------------------- models
 
-// Logits that depend on nothing but the prompt and the tokens after it.
-std::vector<float> logits_after(std::int32_t prompt, const Ids &tokens, std::size_t vocabulary) {
-  std::uint64_t h = mix(17, static_cast<std::uint64_t>(prompt));
+// Logits that depend on nothing but the tokens so far.
+std::vector<float> logits_after(const Ids &tokens, std::size_t vocabulary) {
+  std::uint64_t h = 17;
   for (TokenId t : tokens)
     h = mix(h, static_cast<std::uint64_t>(t));
   std::vector<float> out(vocabulary);
@@ -33,8 +35,8 @@ std::vector<float> logits_after(std::int32_t prompt, const Ids &tokens, std::siz
   return out;
 }
 
-double reward_after(std::int32_t prompt, const Ids &tokens) {
-  std::uint64_t h = mix(23, static_cast<std::uint64_t>(prompt));
+double reward_after(const Ids &tokens) {
+  std::uint64_t h = 23;
   for (TokenId t : tokens)
     h = mix(h, static_cast<std::uint64_t>(t));
   return 0.05 + static_cast<double>(h % 9001) / 10'000.0;
@@ -63,26 +65,37 @@ std::shared_ptr<const RewardFormat> reward_format() {
 // What was written into the slots of a pool.
 class Memory {
 public:
-  // The tokens of each output's row, up to the output.
-  std::vector<Ids> run(const Plan &plan, std::int32_t block_size, const std::map<std::int32_t, std::int32_t> &prompts) {
+  // The tokens that each output reads, its own the last.
+  std::vector<Ids> run(const Plan &plan, std::int32_t block_size) {
+    const std::size_t rows = plan.lengths.size();
     CHECK_EQ(plan.positions.size(), plan.tokens.size());
     CHECK_EQ(plan.rows.size(), plan.tokens.size());
     CHECK_EQ(plan.slots.size(), plan.tokens.size());
-    CHECK_EQ(plan.lengths.size(), plan.prefixes.size());
-    CHECK_EQ(plan.block_tables.size(), plan.prefixes.size() * static_cast<std::size_t>(plan.table_width));
+    CHECK_EQ(plan.contexts.size(), rows * static_cast<std::size_t>(plan.context_width));
+    CHECK_EQ(plan.block_tables.size(), rows * static_cast<std::size_t>(plan.table_width));
     slots_.resize(static_cast<std::size_t>(plan.blocks * block_size), -1);
     for (const SlotCopy &copy : plan.copies)
       for (std::int32_t i = 0; i < copy.count; ++i)
         at(copy.target + i) = at(copy.source + i);
-    for (std::size_t i = 0; i < plan.tokens.size(); ++i)
+    std::set<std::int32_t> written;
+    for (std::size_t i = 0; i < plan.tokens.size(); ++i) {
+      CHECK(plan.slots[i] >= block_size); // block 0 is nobody's
+      CHECK(written.insert(plan.slots[i]).second);
       at(plan.slots[i]) = plan.tokens[i];
+    }
     std::vector<Ids> read;
     for (std::int32_t output : plan.outputs) {
       const auto o = static_cast<std::size_t>(output);
       const auto row = static_cast<std::size_t>(plan.rows.at(o));
-      const std::int32_t count = plan.positions[o] - prompts.at(plan.prefixes.at(row)) + 1;
-      CHECK(count >= 1 && count <= plan.lengths[row]);
       Ids tokens;
+      for (std::int32_t c = 0; c < plan.context_width; ++c)
+        if (const auto s =
+                plan.contexts[row * static_cast<std::size_t>(plan.context_width) + static_cast<std::size_t>(c)];
+            s >= 0)
+          for (std::int32_t i = 0; i < plan.segments.at(static_cast<std::size_t>(s)).count; ++i)
+            tokens.push_back(at(plan.segments[static_cast<std::size_t>(s)].slot + i));
+      const std::int32_t count = plan.positions[o] - static_cast<std::int32_t>(tokens.size()) + 1;
+      CHECK(count >= 1 && count <= plan.lengths[row]);
       for (std::int32_t i = 0; i < count; ++i) {
         const std::int32_t block = plan.block_tables.at(row * static_cast<std::size_t>(plan.table_width) +
                                                         static_cast<std::size_t>(i / block_size));
@@ -99,59 +112,38 @@ private:
   Ids slots_;
 };
 
-constexpr std::int32_t kPolicyPrompt = 100, kRewardPrompt = 200; // lengths are the ids plus these
-
 // Runs the models for one search.
 class Runner {
 public:
-  explicit Runner(std::int32_t block_size = 4) : search(block_size), block_size_(block_size) {
-    for (std::int32_t id = 0; id < 50; ++id) {
-      policy_prompts_[id] = kPolicyPrompt + id;
-      reward_prompts_[id] = kRewardPrompt + id;
-    }
-  }
+  explicit Runner(SearchConfig config = {{4}, {4}}) : search(config) {}
 
   // False when there is nothing left to do.
   bool step(const std::function<void()> &before_commit = {}) {
     const Plan &plan = search.plan();
-    CHECK(&plan == &search.plan()); // the same until it is committed
     if (plan.kind == PlanKind::kDone)
       return false;
-    if (plan.kind == PlanKind::kDecode) {
-      const std::vector<Ids> prefixes = policy_.run(plan, block_size_, policy_prompts_);
-      CHECK_EQ(prefixes.size(), plan.draws.size());
-      Ids tokens(plan.uniforms.size());
-      std::vector<double> logprobs(plan.uniforms.size());
-      std::size_t at = 0;
-      for (std::size_t o = 0; o < prefixes.size(); ++o) {
-        const auto row = static_cast<std::size_t>(plan.rows[static_cast<std::size_t>(plan.outputs[o])]);
-        const auto draws = static_cast<std::size_t>(plan.draws[o]);
-        sample(logits_after(plan.prefixes[row], prefixes[o], 200),
-               *plan.masks[static_cast<std::size_t>(plan.mask_index[o])], plan.temperatures[o],
-               std::span(plan.uniforms).subspan(at, draws), tokens.data() + at, logprobs.data() + at);
-        at += draws;
-      }
-      CHECK_EQ(at, plan.uniforms.size());
-      if (before_commit)
-        before_commit();
-      search.commit_tokens(tokens, logprobs);
-      return true;
-    }
-    std::vector<double> scores;
-    if (plan.prefixes_to_score.empty()) {
-      const std::vector<Ids> read = reward_.run(plan, block_size_, reward_prompts_);
-      for (std::size_t o = 0; o < read.size(); ++o)
-        scores.push_back(reward_after(
-            plan.prefixes[static_cast<std::size_t>(plan.rows[static_cast<std::size_t>(plan.outputs[o])])], read[o]));
-    } else {
-      CHECK_EQ(plan.requests.size(), plan.prefixes_to_score.size());
-      for (const auto &steps : plan.prefixes_to_score)
-        scores.push_back(opinion(steps));
-    }
+    CHECK(&plan == &search.plan()); // the same until it is committed
+    const Side side = plan.kind == PlanKind::kDecode ? Side::kPolicy : Side::kReward;
+    run(side, plan);
     if (before_commit)
       before_commit();
-    search.commit_scores(scores);
+    commit(side);
     return true;
+  }
+
+  // Both sides beside each other, in any order. False when there is nothing left to do.
+  bool step_sides(std::mt19937 &random) {
+    std::array<bool, 2> open{};
+    for (const Side side :
+         below(random, 2) ? std::array{Side::kPolicy, Side::kReward} : std::array{Side::kReward, Side::kPolicy})
+      open[static_cast<std::size_t>(side)] = start(side);
+    if (below(random, 2) && open[0])
+      commit(Side::kPolicy), open[0] = false;
+    if (open[1])
+      commit(Side::kReward);
+    if (open[0])
+      commit(Side::kPolicy);
+    return search.under_way() + search.waiting() > 0;
   }
 
   void run() {
@@ -161,10 +153,65 @@ public:
 
   Search search;
 
+  // Runs a side's pass, without its commit. False where there is none.
+  bool start(Side side) {
+    const Plan &plan = search.plan(side);
+    if (plan.kind == PlanKind::kDone)
+      return false;
+    run(side, plan);
+    return true;
+  }
+
+  void commit(Side side) {
+    if (side == Side::kPolicy)
+      search.commit_tokens(tokens_, logprobs_, perturbed_);
+    else
+      search.commit_scores(scores_);
+  }
+
 private:
-  std::int32_t block_size_;
-  std::map<std::int32_t, std::int32_t> policy_prompts_, reward_prompts_;
-  Memory policy_, reward_;
+  void run(Side side, const Plan &plan) {
+    CHECK(plan.prefixes_to_score.empty() || plan.tokens.empty());
+    const std::vector<Ids> read = memory_[static_cast<std::size_t>(side)].run(plan, search.pool(side).block_size());
+    if (side == Side::kReward) {
+      scores_.clear();
+      for (const Ids &tokens : read)
+        scores_.push_back(reward_after(tokens));
+      for (const auto &steps : plan.prefixes_to_score)
+        scores_.push_back(opinion(steps));
+      CHECK_EQ(plan.requests.size(), scores_.size());
+      return;
+    }
+    CHECK_EQ(read.size(), plan.draws.size());
+    tokens_.assign(plan.uniforms.size(), -1);
+    logprobs_.assign(plan.uniforms.size(), 0);
+    perturbed_.assign(plan.uniforms.size(), {});
+    std::size_t at = 0;
+    for (std::size_t o = 0; o < read.size(); ++o) {
+      const auto draws = static_cast<std::size_t>(plan.draws[o]);
+      const std::vector<float> whole = logits_after(read[o], 200);
+      std::vector<float> some;
+      for (TokenId id : plan.few_ids)
+        some.push_back(whole[static_cast<std::size_t>(id)]);
+      const bool few = o >= static_cast<std::size_t>(plan.full_outputs);
+      const Logits logits = few ? Logits{some, plan.few_ids} : Logits{whole};
+      const Mask &mask = *plan.masks[static_cast<std::size_t>(plan.mask_index[o])];
+      const auto uniforms = std::span(plan.uniforms).subspan(at, draws);
+      if (plan.distinct[o])
+        sample_distinct(logits, mask, plan.temperatures[o], uniforms,
+                        std::span(plan.gumbel_uniforms).subspan(at, draws), plan.parents[o], tokens_.data() + at,
+                        logprobs_.data() + at, perturbed_.data() + at);
+      else
+        sample(logits, mask, plan.temperatures[o], uniforms, tokens_.data() + at, logprobs_.data() + at);
+      at += draws;
+    }
+    CHECK_EQ(at, plan.uniforms.size());
+  }
+
+  std::array<Memory, 2> memory_;
+  Ids tokens_;
+  std::vector<double> logprobs_, scores_;
+  std::vector<Perturbed> perturbed_;
 };
 
 // ---------------------------------------------------------------------------------------------- the plain search
@@ -197,7 +244,7 @@ public:
   }
 
   std::vector<Outcome> run() {
-    Beam root{r_.matcher, {r_.last_token}, {}, {}, {}, 0, false, false};
+    Beam root{r_.matcher, r_.prompt, {}, {}, {}, 0, false, false};
     forced(root);
     std::vector<Beam> beams{root};
     for (std::uint32_t round = 0; !beams.empty(); ++round) {
@@ -261,7 +308,7 @@ private:
   Beam draw(Beam b, std::uint32_t candidate, std::uint32_t round) const {
     const std::size_t known = round == 0 ? 0 : b.steps.size();
     while (!b.finished && !(o_.strategy == Strategy::kStepBeam && b.steps.size() > known)) {
-      const std::vector<float> logits = logits_after(r_.policy_prefix, b.ran, 200);
+      const std::vector<float> logits = logits_after(b.ran, 200);
       Ids legal;
       for (std::size_t id = 0; id < b.matcher.vocabulary().size(); ++id)
         if (Matcher fork(b.matcher); fork.accept(static_cast<TokenId>(id)))
@@ -333,14 +380,14 @@ private:
       if (r_.scoring == Scoring::kExternal) {
         value = opinion(until);
       } else if (r_.scoring == Scoring::kModel && !r_.reward->tags[static_cast<std::size_t>(b.steps[s].kind)].empty()) {
-        Ids read;
+        Ids read = r_.reward_prompt;
         for (const Step &step : until) {
           const Ids text = step.text.empty() ? Ids{} : r_.reward->tokenize(step.text);
           read.insert(read.end(), text.begin(), text.end());
           const Ids &tag = r_.reward->tags[static_cast<std::size_t>(step.kind)];
           read.insert(read.end(), tag.begin(), tag.end());
         }
-        value = reward_after(r_.reward_prefix, read);
+        value = reward_after(read);
       }
       b.scores.push_back(value);
     }
@@ -461,11 +508,14 @@ Request random_request(std::mt19937 &random, const std::shared_ptr<const Grammar
   r.options.max_tokens = static_cast<std::int32_t>(std::array<std::size_t, 4>{4, 20, 35, 60}[below(random, 4)]);
   r.options.forced_runs = below(random, 4) != 0;
   r.scoring = std::array{Scoring::kNone, Scoring::kModel, Scoring::kExternal}[below(random, 3)];
-  r.policy_prefix = static_cast<std::int32_t>(below(random, 50));
-  r.policy_length = kPolicyPrompt + r.policy_prefix;
-  r.last_token = static_cast<TokenId>(below(random, 40));
-  r.reward_prefix = static_cast<std::int32_t>(below(random, 50));
-  r.reward_length = kRewardPrompt + r.reward_prefix;
+  // Prompts begin alike, as those over the same tools do.
+  for (Ids *prompt : {&r.prompt, &r.reward_prompt}) {
+    const std::size_t shared = below(random, 30), own = 1 + below(random, 12);
+    for (std::size_t i = 0; i < shared; ++i)
+      prompt->push_back(static_cast<TokenId>(i * i % 40));
+    for (std::size_t i = 0; i < own; ++i)
+      prompt->push_back(static_cast<TokenId>(below(random, 40)));
+  }
   r.reward = reward_format();
   return r;
 }
@@ -512,9 +562,132 @@ void compare(const Request &request, const Result &result) {
                  request.options.forced_runs);
 }
 
-void check_returned(const Search &search) {
-  CHECK_EQ(search.policy_pool().in_use(), 0);
-  CHECK_EQ(search.reward_pool().in_use(), 0);
+void check_returned(Search &search) {
+  for (const Side side : {Side::kPolicy, Side::kReward})
+    CHECK_EQ(search.pool(side).in_use(), search.idle_blocks(side));
+  search.clear_cache();
+  for (const Side side : {Side::kPolicy, Side::kReward})
+    CHECK_EQ(search.pool(side).in_use(), 0);
+}
+
+SearchConfig random_config(std::mt19937 &random) {
+  SearchConfig config;
+  config.policy.block_size = 1 + static_cast<std::int32_t>(below(random, 5));
+  config.reward.block_size = 1 + static_cast<std::int32_t>(below(random, 5));
+  config.prompt_tokens = static_cast<std::int32_t>(std::array<std::size_t, 4>{1, 3, 20, 500}[below(random, 4)]);
+  config.most_requests = static_cast<std::int32_t>(std::array<std::size_t, 3>{1, 3, 100}[below(random, 3)]);
+  return config;
+}
+
+// Both models beside each other, few blocks, and passes that fail: what is answered is answered right.
+void scarce_memory_changes_no_answer() {
+  std::mt19937 random(seed() + 3);
+  const auto grammar = calls_grammar();
+  std::int64_t preempted = 0, refused = 0, answered = 0;
+  for (int i = 0; i < 60 && check::failures == 0; ++i) {
+    SearchConfig config = random_config(random);
+    for (PoolOptions *pool : {&config.policy, &config.reward}) {
+      pool->capacity = (40 + static_cast<std::int32_t>(below(random, 160))) / pool->block_size + 1;
+      pool->idle = static_cast<std::int32_t>(below(random, 2)) * pool->capacity;
+    }
+    Runner runner(config);
+    std::map<std::int64_t, Request> requests;
+    while (requests.size() < 6) {
+      const Request request = random_request(random, grammar);
+      requests.emplace(runner.search.add(request), request);
+    }
+    while (runner.step_sides(random)) {
+    }
+    for (const auto &[id, request] : requests)
+      try {
+        const Result result = runner.search.take(id);
+        preempted += result.stats.preemptions;
+        ++answered;
+        compare(request, result);
+      } catch (const OutOfBlocks &) { // alone, it is refused as well
+        ++refused;
+        config.policy.idle = config.reward.idle = 0;
+        Runner alone(config);
+        const std::int64_t again = alone.search.add(request);
+        alone.run();
+        CHECK_THROWS(alone.search.take(again), OutOfBlocks);
+      }
+    check_returned(runner.search);
+  }
+  CHECK(preempted > 20 && refused > 5 && answered > 100);
+}
+
+void a_failed_pass_fails_its_requests_alone() {
+  std::mt19937 random(seed() + 4);
+  const auto grammar = calls_grammar();
+  int failed = 0;
+  for (int i = 0; i < 60 && check::failures == 0; ++i) {
+    Runner runner(random_config(random));
+    std::map<std::int64_t, Request> requests;
+    const auto add = [&] {
+      Request request = random_request(random, grammar);
+      request.scoring = Scoring::kModel;
+      requests.emplace(runner.search.add(request), request);
+    };
+    for (int k = 0; k < 4; ++k)
+      add();
+    for (std::size_t steps = below(random, 12); steps > 0; --steps)
+      runner.step_sides(random);
+    // A pass of one side fails while one of the other is under way, and newcomers wait for what it was to read.
+    const Side side = below(random, 2) ? Side::kPolicy : Side::kReward;
+    if (runner.search.plan(side).kind != PlanKind::kDone) {
+      std::set<std::int64_t> in_plan(runner.search.plan(side).requests.begin(),
+                                     runner.search.plan(side).requests.end());
+      for (int k = 0; k < 3; ++k)
+        add();
+      const Side other = side == Side::kPolicy ? Side::kReward : Side::kPolicy;
+      const bool beside = runner.start(other);
+      runner.search.fail(side, std::make_exception_ptr(std::domain_error("the pass failed")));
+      if (beside)
+        runner.commit(other);
+      for (const std::int64_t id : in_plan)
+        CHECK(runner.search.finished(id));
+    }
+    while (runner.step_sides(random)) {
+    }
+    for (const auto &[id, request] : requests)
+      try {
+        compare(request, runner.search.take(id));
+      } catch (const std::domain_error &) {
+        ++failed;
+      }
+    check_returned(runner.search);
+  }
+  CHECK(failed > 20);
+}
+
+void certain_steps_come_true() {
+  std::mt19937 random(seed() + 5);
+  const auto grammar = calls_grammar();
+  std::size_t early = 0;
+  for (int i = 0; i < 60; ++i) {
+    Request request = random_request(random, grammar);
+    request.options.strategy = Strategy::kStepBeam;
+    request.options.distinct = request.options.temperature > 0 && i % 3 == 0;
+    Runner runner(random_config(random));
+    const std::int64_t id = runner.search.add(request);
+    std::vector<ScoredStep> certain;
+    bool more = true;
+    while (more) {
+      more = runner.step();
+      early += certain.size();
+      for (ScoredStep &step : runner.search.certain(id, certain.size()))
+        certain.push_back(std::move(step));
+    }
+    const Result result = runner.search.take(id);
+    CHECK_EQ(certain.size(), result.answers[0].steps.size());
+    for (std::size_t s = 0; s < std::min(certain.size(), result.answers[0].steps.size()); ++s) {
+      CHECK_EQ(certain[s].step.text, result.answers[0].steps[s].step.text);
+      CHECK(certain[s].score == result.answers[0].steps[s].score || std::isnan(certain[s].score));
+    }
+    CHECK_THROWS(runner.search.certain(id, 0), std::out_of_range);
+  }
+  CHECK(early > 100);
 }
 
 void searches_agree_with_the_plain_one() {
@@ -522,7 +695,7 @@ void searches_agree_with_the_plain_one() {
   const auto grammar = calls_grammar();
   for (int i = 0; i < 150 && check::failures == 0; ++i) {
     const Request request = random_request(random, grammar);
-    Runner runner(1 + static_cast<std::int32_t>(below(random, 5)));
+    Runner runner(random_config(random));
     const std::int64_t id = runner.search.add(request);
     runner.run();
     CHECK(runner.search.finished(id));
@@ -537,8 +710,12 @@ bool same(const Result &a, const Result &b) {
            x.multiplicity == y.multiplicity && x.closed == y.closed && x.node == y.node &&
            x.steps.size() == y.steps.size();
   };
-  return a.tree.size() == b.tree.size() && a.stats.policy_tokens == b.stats.policy_tokens &&
-         a.stats.reward_tokens == b.stats.reward_tokens && a.stats.forced_tokens == b.stats.forced_tokens &&
+  const auto tokens = [](const Result &r) {
+    const SearchStats &s = r.stats;
+    return std::pair(s.policy_tokens + s.cached_tokens, s.reward_tokens + s.reward_cached_tokens);
+  };
+  return a.tree.size() == b.tree.size() && (tokens(a) == tokens(b) || a.stats.preemptions + b.stats.preemptions > 0) &&
+         a.stats.forced_tokens == b.stats.forced_tokens &&
          std::equal(a.answers.begin(), a.answers.end(), b.answers.begin(), b.answers.end(), equal);
 }
 
@@ -550,13 +727,14 @@ void requests_do_not_disturb_each_other() {
     std::vector<Result> alone;
     for (int k = 0; k < 8; ++k) {
       requests.push_back(random_request(random, grammar));
+      requests.back().options.distinct = requests.back().options.temperature > 0 && below(random, 2);
       Runner runner;
       const std::int64_t id = runner.search.add(requests.back());
       runner.run();
       alone.push_back(runner.search.take(id));
     }
     // Together: some come later, some are cancelled on the way, between a plan and its commit among others.
-    Runner runner;
+    Runner runner(random_config(random));
     std::vector<std::int64_t> ids;
     std::vector<bool> cancelled(requests.size(), false);
     const auto disturb = [&] {
@@ -589,7 +767,7 @@ void equal_draws_share_a_row() {
   request.options.strategy = Strategy::kSample;
   request.options.width = 16;
   request.options.temperature = 0; // all draws agree all the way
-  request.policy_length = kPolicyPrompt;
+  request.prompt = {1};
   Runner runner;
   const std::int64_t id = runner.search.add(request);
   while (runner.search.plan().kind == PlanKind::kDecode) {
@@ -605,7 +783,7 @@ void equal_draws_share_a_row() {
 void short_budgets_are_closed() {
   const auto grammar = calls_grammar();
   Request request{Matcher(grammar, call_vocabulary()), {}};
-  request.policy_length = kPolicyPrompt;
+  request.prompt = {1};
   request.options.max_tokens = 1; // `[]` is one token
   Search search;
   search.cancel(search.add(request));
@@ -619,7 +797,8 @@ void short_budgets_are_closed() {
   CHECK_THROWS(search.add(request), BudgetError);
   request.options.max_tokens = 2;
   CHECK(search.finished(search.add(request)) || search.plan().kind == PlanKind::kDecode);
-  check_returned(Search());
+  search.cancel(1);
+  check_returned(search);
 }
 
 void a_text_without_choices_needs_no_model() {
@@ -628,7 +807,7 @@ void a_text_without_choices_needs_no_model() {
   for (const Scoring scoring : {Scoring::kNone, Scoring::kExternal}) {
     Request request{Matcher(only, call_vocabulary()), {}};
     request.scoring = scoring;
-    request.policy_length = kPolicyPrompt;
+    request.prompt = {1};
     Runner runner;
     const std::int64_t id = runner.search.add(request);
     CHECK(runner.search.plan().kind == (scoring == Scoring::kNone ? PlanKind::kDone : PlanKind::kScore));
@@ -637,6 +816,7 @@ void a_text_without_choices_needs_no_model() {
   }
   // Nor does one that has been stopped before.
   Request request{Matcher(only, call_vocabulary()), {}};
+  request.prompt = {1};
   CHECK(request.matcher.accept_bytes("ab") && request.matcher.finish());
   Runner runner;
   const std::int64_t id = runner.search.add(request);
@@ -647,9 +827,13 @@ void a_text_without_choices_needs_no_model() {
 void mistakes_are_refused() {
   const auto grammar = calls_grammar();
   Request request{Matcher(grammar, call_vocabulary()), {}};
-  request.policy_length = kPolicyPrompt;
+  request.prompt = {1};
   request.options.max_tokens = 60;
-  CHECK_THROWS(Search(0), std::invalid_argument);
+  CHECK_THROWS(Search({{0}, {16}}), std::invalid_argument);
+  CHECK_THROWS(Search({{16}, {16, -1}}), std::invalid_argument);
+  CHECK_THROWS(Search({{16, 0, -2}, {}}), std::invalid_argument);
+  CHECK_THROWS(Search({{}, {}, 0}), std::invalid_argument);
+  CHECK_THROWS(Search({{}, {}, 1, 0}), std::invalid_argument);
   Search search;
   const auto refused = [&](const std::function<void(Request &)> &change) {
     Request bad = request;
@@ -662,7 +846,11 @@ void mistakes_are_refused() {
   refused([](Request &r) { r.options.temperature = std::nan(""); });
   refused([](Request &r) { r.options.policy_weight = std::nan(""); });
   refused([](Request &r) { r.options.max_tokens = 0; });
-  refused([](Request &r) { r.policy_length = -1; });
+  refused([](Request &r) { r.prompt.clear(); });
+  refused([](Request &r) {
+    r.options.distinct = true;
+    r.options.temperature = 0;
+  });
   refused([](Request &r) { r.scoring = Scoring::kModel; });
   refused([](Request &r) {
     r.scoring = Scoring::kModel;
@@ -732,21 +920,16 @@ void a_failing_request_leaves_the_others_alone() {
         r.reward = fragile;
       ids.push_back(runner.search.add(r));
     }
-    bool failed = false;
-    for (bool more = true; more;) {
-      try {
-        more = runner.step();
-      } catch (const std::runtime_error &error) {
-        CHECK(!failed);
-        CHECK_EQ(std::string(error.what()), std::string("the tokenizer is broken"));
-        failed = true;
-      }
-    }
+    runner.run();
+    CHECK_EQ(runner.search.ended(), ids);
     for (std::size_t k = 0; k < requests.size(); ++k) {
-      if (k == 1 && failed)
-        CHECK_THROWS(runner.search.take(ids[k]), std::out_of_range);
-      else
+      try {
         compare(requests[k], runner.search.take(ids[k]));
+      } catch (const std::runtime_error &error) {
+        CHECK_EQ(k, 1u);
+        CHECK_EQ(std::string(error.what()), std::string("the tokenizer is broken"));
+      }
+      CHECK_THROWS(runner.search.take(ids[k]), std::out_of_range);
     }
     check_returned(runner.search);
   }
@@ -756,6 +939,9 @@ void a_failing_request_leaves_the_others_alone() {
 
 int main() {
   searches_agree_with_the_plain_one();
+  scarce_memory_changes_no_answer();
+  a_failed_pass_fails_its_requests_alone();
+  certain_steps_come_true();
   requests_do_not_disturb_each_other();
   equal_draws_share_a_row();
   short_budgets_are_closed();

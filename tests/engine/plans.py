@@ -108,15 +108,61 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, note: str = "", t
 
 
 class Plan:
-    """Random rows over prefixes, their blocks kept in the simplest way: forks share full blocks and copy the last."""
+    """Random rows behind prompts, their blocks kept in the simplest way: forks share full blocks and copy the last.
 
-    def __init__(self, engine: Engine, seed: int, prefixes: tuple[int, ...] = (11, 4, 0)):
+    Prompts lie in two segments, and from the second on share the first one's first segment where they are longer; they
+    are read a few tokens a pass, all at once, so that one may read what another one writes in the same pass.
+    """
+
+    def __init__(self, engine: Engine, seed: int, prompts: tuple[int, ...] = (11, 4, 0), chunk: int = 4):
         self.engine, self.random = engine, np.random.default_rng(seed)
-        self.prefixes = [self.tokens(n) for n in prefixes]
-        self.ids = [engine.prefill(prefix, chunk=4) for prefix in self.prefixes]
-        self.rows: list[tuple[int, list[int], list[int]]] = []  # prefix, own tokens, blocks
-        self.blocks = 0
+        self.store = engine.new_store()
+        self.blocks = 1  # block 0 is nobody's
         self.copies: list[tuple[int, int, int]] = []
+        self.rows: list[tuple[int, list[int], list[int]]] = []  # prompt, own tokens, blocks
+        shared = min(prompts[0], 2 * engine.block_size)
+        self.prompts = [self.tokens(prompts[0])]
+        self.prompts += [
+            self.prompts[0][:shared] * (n > shared) + self.tokens(n - shared * (n > shared)) for n in prompts[1:]
+        ]
+        first = self.run(shared)
+        self.segments: list[list[tuple[int, int]]] = []  # of each prompt
+        for index, prompt in enumerate(self.prompts):
+            head = first if index == 0 or len(prompt) > shared else self.run(0)
+            self.segments.append([s for s in (head, self.run(len(prompt) - head[1])) if s[1]])
+        self.read_prompts(chunk)
+
+    def run(self, count: int) -> tuple[int, int]:
+        """A segment of that many slots in blocks of its own."""
+        first = self.blocks * self.engine.block_size
+        self.blocks += -(-count // self.engine.block_size)
+        return first, count
+
+    def read_prompts(self, chunk: int) -> None:
+        filled: dict[tuple[int, int], int] = {}
+        while True:
+            columns, contexts, lengths = self.columns(), [], []
+            for prompt, segments in zip(self.prompts, self.segments, strict=True):
+                at, context, left = 0, [], chunk
+                for segment in segments:
+                    slot, count = segment
+                    before = filled.get(segment, 0)
+                    taken = min(left, count - before)
+                    if taken and left == chunk:  # the row begins here
+                        contexts.append([*context, *([(slot, before)] if before else [])])
+                        lengths.append(0)
+                    for i in range(before, before + taken):
+                        self.put(columns, prompt[at + i], at + i, len(contexts) - 1, slot + i)
+                        lengths[-1] += 1
+                    filled[segment] = before + taken
+                    left -= taken
+                    context.append(segment)
+                    at += count
+                    if left == 0 or before + taken < count:
+                        break
+            if not contexts:
+                return
+            self.engine.forward(self.store, self.batch(columns, contexts, [[] for _ in contexts], lengths))
 
     def tokens(self, count: int) -> list[int]:
         return self.random.integers(3, VOCABULARY, count).tolist()
@@ -125,60 +171,96 @@ class Plan:
         self.blocks += 1
         return self.blocks - 1
 
-    def add(self, prefix: int) -> None:
-        self.rows.append((prefix, [], []))
+    def add(self, prompt: int) -> None:
+        self.rows.append((prompt, [], []))
 
     def fork(self, row: int) -> None:
-        prefix, tokens, blocks = self.rows[row]
+        prompt, tokens, blocks = self.rows[row]
         size, blocks = self.engine.block_size, list(blocks)
         if len(tokens) % size:
             source, blocks[-1] = blocks[-1], self.block()
             self.copies.append((source * size, blocks[-1] * size, len(tokens) % size))
-        self.rows.append((prefix, list(tokens), blocks))
+        self.rows.append((prompt, list(tokens), blocks))
 
-    def step(self, active: list[int], counts: list[int]) -> tuple[Batch, list[list[int]]]:
-        """Give each active row some tokens: the batch, and the whole sequence up to each wanted token."""
+    @staticmethod
+    def columns() -> dict[str, list[int]]:
+        return {name: [] for name in ("tokens", "positions", "rows", "slots", "outputs", "few_outputs", "few_ids")}
+
+    @staticmethod
+    def put(columns: dict[str, list[int]], token: int, position: int, row: int, slot: int) -> None:
+        for name, value in (("tokens", token), ("positions", position), ("rows", row), ("slots", slot)):
+            columns[name].append(value)
+
+    def batch(
+        self,
+        columns: dict[str, list[int]],
+        contexts: list[list[tuple[int, int]]],
+        tables: list[list[int]],
+        lengths: list[int],
+    ) -> Batch:
+        segments = sorted({segment for context in contexts for segment in context})
+        copies, self.copies = self.copies, []
+        return Batch(
+            **{name: np.array(values, np.int32) for name, values in columns.items()},
+            segments=np.array(segments, np.int32).reshape(-1, 2),
+            contexts=padded([[segments.index(s) for s in context] for context in contexts]),
+            block_tables=padded(tables),
+            lengths=np.array(lengths, np.int32),
+            copies=np.array(copies, np.int32).reshape(-1, 3),
+            blocks=self.blocks,
+        )
+
+    def step(self, active: list[int], counts: list[int], ids: list[int] | None = None) -> tuple[Batch, list[list[int]]]:
+        """Give each active row some tokens: the batch, and the whole sequence up to each wanted token.
+
+        ids: of the logits that are wanted, None for all.
+        """
         size = self.engine.block_size
-        columns: dict[str, list[int]] = {name: [] for name in ("tokens", "positions", "rows", "slots", "outputs")}
+        columns = self.columns()
         wanted = []
         for index, (row, count) in enumerate(zip(active, counts, strict=True)):
-            prefix, own, blocks = self.rows[row]
+            prompt, own, blocks = self.rows[row]
             for token in self.tokens(count):
                 if len(own) % size == 0:
                     blocks.append(self.block())
-                columns["positions"].append(len(self.prefixes[prefix]) + len(own))
-                columns["slots"].append(blocks[-1] * size + len(own) % size)
+                position = len(self.prompts[prompt]) + len(own)
+                self.put(columns, token, position, index, blocks[-1] * size + len(own) % size)
                 own.append(token)
-                columns["tokens"].append(token)
-                columns["rows"].append(index)
                 if self.random.random() < 0.7:
-                    columns["outputs"].append(len(columns["tokens"]) - 1)
-                    wanted.append([*self.prefixes[prefix], *own])
+                    columns["outputs" if ids is None else "few_outputs"].append(len(columns["tokens"]) - 1)
+                    wanted.append([*self.prompts[prompt], *own])
+        columns["few_ids"] = list(ids or [])
         rows = [self.rows[row] for row in active]
-        table = np.full((len(rows), max(len(blocks) for *_, blocks in rows)), -1, np.int32)
-        for index, (*_, blocks) in enumerate(rows):
-            table[index, : len(blocks)] = blocks
-        batch = Batch(
-            **{name: np.array(values, np.int32) for name, values in columns.items()},
-            prefixes=np.array([self.ids[prefix] for prefix, *_ in rows], np.int32),
-            block_tables=table,
-            lengths=np.array([len(own) for _, own, _ in rows], np.int32),
-            copies=np.array(self.copies, np.int32).reshape(-1, 3),
-            blocks=self.blocks,
+        batch = self.batch(
+            columns,
+            [self.segments[prompt] for prompt, *_ in rows],
+            [blocks for *_, blocks in rows],
+            [len(own) for _, own, _ in rows],
         )
-        self.copies = []
         return batch, wanted
 
-    def random_step(self) -> tuple[Batch, list[list[int]]]:
+    def random_step(self, ids: list[int] | None = None) -> tuple[Batch, list[list[int]]]:
         for _ in range(int(self.random.integers(0, 3))):
             if self.rows and self.random.random() < 0.6:
                 self.fork(int(self.random.integers(len(self.rows))))
             else:
-                self.add(int(self.random.integers(len(self.prefixes))))
+                self.add(int(self.random.integers(len(self.prompts))))
         if not self.rows:
             self.add(0)
         active = [row for row in range(len(self.rows)) if self.random.random() < 0.8] or [0]
         self.random.shuffle(active)
         even = self.random.random() < 0.4
         counts = [1 if even else int(self.random.integers(1, 4)) for _ in active]
-        return self.step(active, counts)
+        return self.step(active, counts, ids)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The logits of the wanted tokens."""
+        full, few = self.engine.forward(self.store, batch)
+        return few if len(batch.few_ids) else full
+
+
+def padded(lists: list[list[int]]) -> np.ndarray:
+    table = np.full((len(lists), max(map(len, lists), default=0)), -1, np.int32)
+    for row, values in enumerate(lists):
+        table[row, : len(values)] = values
+    return table

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolprm_decode.engine.attention import Batch, DecodePass, KVStore, Layer, PrefillPass, Prefix
-from toolprm_decode.errors import RequestError
+from toolprm_decode.engine.attention import Batch, ForwardPass, KVStore, Layer
+
+from .plans import padded
 
 torch.set_num_threads(1)
 BLOCK = 4
@@ -33,113 +34,178 @@ def oracle(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, positi
     return torch.einsum("hgn,hnd->hgd", weights, values.double())
 
 
-@settings(max_examples=60, deadline=None)
+class Segment:
+    """A run of slots that is filled from its front."""
+
+    def __init__(self, slot: int, count: int, heads: int, dim: int, width: int):
+        self.slot, self.count = slot, count
+        self.keys, self.values = torch.zeros(heads, 0, dim), torch.zeros(heads, 0, width)
+
+    @property
+    def filled(self) -> int:
+        return self.keys.shape[1]
+
+    def write(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        self.keys, self.values = torch.cat([self.keys, key], 1), torch.cat([self.values, value], 1)
+
+
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    prefixes=st.lists(st.integers(0, 12), min_size=1, max_size=3),
-    counts=st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    prompts=st.lists(st.lists(st.integers(1, 12), max_size=3), min_size=1, max_size=4),
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=6),
     widths=st.sampled_from([(8, 8), (12, 8)]),
     window=st.sampled_from([None, 1, 3, 7]),
     softcap=st.sampled_from([None, 1.5]),
     with_sinks=st.booleans(),
-    chunk=st.integers(1, 6),
+    chunk=st.integers(1, 30),
+    long=st.sampled_from([1, 6, 100]),
 )
-def test_prefill_and_decode_equal_the_softmax(
+def test_every_pass_equals_the_softmax(
     seed: int,
-    prefixes: list[int],
+    prompts: list[list[int]],
     counts: list[int],
     widths: tuple[int, int],
     window: int | None,
     softcap: float | None,
     with_sinks: bool,
     chunk: int,
+    long: int,
 ) -> None:
+    """Prompts of segments are read in chunks, all of a pass at once, and rows behind them write beside that."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     heads, group, (dim, width) = 2, 3, widths
     layer = Layer(0, dim**-0.5, window, softcap, torch.randn(heads * group) if with_sinks else None)
     store = KVStore(BLOCK)
-    held = []
-    for index, length in enumerate(prefixes):
-        query, key, value = (
-            torch.randn(*shape) for shape in ((heads, group, length, dim), (heads, length, dim), (heads, length, width))
-        )
-        held.append((key, value))
-        store.prefixes[index] = Prefix(length)
-        for start in range(0, length, chunk):
-            part = slice(start, min(start + chunk, length))
-            reading = PrefillPass(store.prefixes[index], start, part.stop - part.start)
-            out = reading.attend(layer, query[:, :, part], key[:, part], value[:, part])
-            for t in range(start, part.stop):
-                expected = oracle(query[:, :, t], key, value, t, layer)
-                torch.testing.assert_close(out[:, :, t - start].double(), expected, atol=1e-5, rtol=1e-5)
+    slot = BLOCK
+    chains: list[list[Segment]] = []  # the second prompt shares the first one's first segment, and so on
+    for lengths in prompts:
+        chain = chains[-1][:1] if chains and random.random() < 0.5 else []
+        for length in lengths:
+            chain = [*chain, Segment(slot, length, heads, dim, width)]
+            slot += length
+        chains.append(chain)
+    of = random.integers(0, len(chains), len(counts)).tolist()
+    first_block = -(-slot // BLOCK)
+    table = (first_block + random.permutation(len(counts) * 4).reshape(len(counts), 4)).astype(np.int32)
+    own = [Segment(0, 0, heads, dim, width) for _ in counts]
 
-    of = random.integers(0, len(prefixes), len(counts))
-    own = [[torch.zeros(heads, 0, dim), torch.zeros(heads, 0, width)] for _ in counts]
-    table = random.permutation(len(counts) * 4).reshape(len(counts), 4).astype(np.int32)
-    for _ in range(2):
-        rows = np.repeat(np.arange(len(counts)), counts)
-        before = np.array([keys.shape[1] for keys, _ in own])
-        at = before[rows] + np.concatenate([np.arange(n) for n in counts])
-        query = torch.randn(heads, group, len(rows), dim)
-        key, value = torch.randn(heads, len(rows), dim), torch.randn(heads, len(rows), width)
-        positions = np.array([prefixes[i] for i in of])[rows] + at
+    for _ in range(40):
+        tokens: list[tuple[int, int, int]] = []  # row, slot, position
+        contexts: list[list[tuple[int, int]]] = []
+        before: list[list[Segment]] = []  # what the row's tokens come after, and are added to
+        lengths, tables = [], []
+        snapshots = []
+        for chain in chains:
+            left = chunk
+            at = 0
+            for index, segment in enumerate(chain):
+                filled = segment.filled
+                taken = min(left, segment.count - filled)
+                if taken:
+                    if left == chunk:
+                        contexts.append(
+                            [(s.slot, s.count) for s in chain[:index]] + [(segment.slot, filled)] * (filled > 0)
+                        )
+                        before.append(chain)
+                        lengths.append(0)
+                        tables.append([])
+                    tokens += [(len(contexts) - 1, segment.slot + i, at + i) for i in range(filled, filled + taken)]
+                    lengths[-1] += taken
+                    segment.write(torch.randn(heads, taken, dim), torch.randn(heads, taken, width))
+                    left -= taken
+                at += segment.count
+                if left == 0:
+                    break
+        for row, count in enumerate(counts):
+            chain = chains[of[row]]
+            if any(s.filled < s.count for s in chain) or random.random() < 0.3 or own[row].filled + count > 16:
+                continue
+            held, filled = sum(s.count for s in chain), own[row].filled
+            contexts.append([(s.slot, s.count) for s in chain])
+            before.append([*chain, own[row]])
+            for i in range(filled, filled + count):
+                tokens.append((len(contexts) - 1, int(table[row, i // BLOCK]) * BLOCK + i % BLOCK, held + i))
+            own[row].write(torch.randn(heads, count, dim), torch.randn(heads, count, width))
+            lengths.append(filled + count)
+            tables.append(table[row].tolist())
+        if not tokens:
+            break
+        segments = sorted({segment for context in contexts for segment in context})
+        snapshots = [
+            (torch.cat([s.keys for s in chain], 1), torch.cat([s.values for s in chain], 1)) for chain in before
+        ]
+        rows, slots, positions = (np.array(column, np.int32) for column in zip(*tokens, strict=True))
+        none = np.zeros(0, np.int32)
         batch = Batch(
             tokens=np.zeros(len(rows), np.int32),
             positions=positions,
             rows=rows,
-            slots=table[rows, at // BLOCK] * BLOCK + at % BLOCK,
-            prefixes=of,
-            block_tables=table,
-            lengths=before + counts,
-            outputs=np.zeros(0, np.int32),
+            slots=slots,
+            segments=np.array(segments, np.int32).reshape(-1, 2),
+            contexts=padded([[segments.index(s) for s in context] for context in contexts]),
+            block_tables=padded(tables),
+            lengths=np.array(lengths, np.int32),
+            outputs=none,
+            few_outputs=none,
+            few_ids=none,
             copies=np.zeros((0, 3), np.int32),
-            blocks=table.size,
+            blocks=first_block + table.size,
         )
-        out = DecodePass(store, batch).attend(layer, query, key, value)
+        query = torch.randn(heads, group, len(rows), dim)
+        key = torch.stack([snapshots[r][0][:, p] for r, p in zip(rows, positions, strict=True)], 1)
+        value = torch.stack([snapshots[r][1][:, p] for r, p in zip(rows, positions, strict=True)], 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("toolprm_decode.engine.attention.LONG_SEGMENT", long)
+            out = ForwardPass(store, batch).attend(layer, query, key, value)
         assert not out.isnan().any()
-        for row in range(len(counts)):
-            new = torch.from_numpy(np.flatnonzero(rows == row))
-            own[row] = [torch.cat([own[row][0], key[:, new]], 1), torch.cat([own[row][1], value[:, new]], 1)]
-        for t, row in enumerate(rows.tolist()):
-            whole = [torch.cat([side, mine], 1) for side, mine in zip(held[of[row]], own[row], strict=True)]
-            expected = oracle(query[:, :, t], *whole, int(positions[t]), layer)
+        for t, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+            expected = oracle(query[:, :, t], *snapshots[row], position, layer)
             torch.testing.assert_close(out[:, :, t].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def one_row(count: int) -> Batch:
+    """A row without a context."""
+    own, none = np.arange(count, dtype=np.int32), np.zeros(0, np.int32)
+    table = np.zeros((1, 0), np.int32)
+    copies = np.zeros((0, 3), np.int32)
+    lengths = np.array([count], np.int32)
+    return Batch(
+        own, own, own * 0, own + BLOCK, none.reshape(0, 2), table, table, lengths, none, none, none, copies, count + 1
+    )
 
 
 def test_queries_are_cut_so_that_scores_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(2, 3, 9, 8), torch.randn(2, 9, 8), torch.randn(2, 9, 8)
     layer = Layer(0, 0.3, 5, 2.0, None)
-    whole = PrefillPass(Prefix(9), 0, 9).attend(layer, query, key, value)
+    whole = ForwardPass(KVStore(BLOCK), one_row(9)).attend(layer, query, key, value)
     monkeypatch.setattr("toolprm_decode.engine.attention.MAX_SCORES", 100)
-    cut = PrefillPass(Prefix(9), 0, 9).attend(layer, query, key, value)
+    cut = ForwardPass(KVStore(BLOCK), one_row(9)).attend(layer, query, key, value)
     torch.testing.assert_close(cut, whole)
 
 
-def test_growing_keeps_what_the_pool_holds() -> None:
-    store = KVStore(BLOCK)
-    store.reserve(1)
-    store.write(0, torch.arange(4), torch.ones(4, 2, 3), torch.full((4, 2, 5), 2.0))
+def test_growing_keeps_what_the_store_holds() -> None:
+    store = KVStore(BLOCK, capacity=11)
+    store.reserve(2)
+    store.write(0, torch.arange(4, 8), torch.ones(2, 4, 3), torch.full((2, 4, 5), 2.0))
     store.reserve(9)
-    store.copy(np.array([[1, 30, 2], [0, 8, 1]]))
+    store.copy(np.array([[5, 30, 2], [4, 12, 1]]))
     keys, values = store.pools[0]
-    assert keys.shape == (36, 2, 3) and values.shape == (36, 2, 5)
-    filled = [0, 1, 2, 3, 8, 30, 31]
-    assert keys[filled].eq(1).all() and values[filled].eq(2).all()
-    assert keys.sum() == len(filled) * 6
+    assert keys.shape == (2, 36, 3) and values.shape == (2, 36, 5)
+    for filled in (0, 1, 2, 3):
+        assert keys[:, filled].eq(0).all() and values[:, filled].eq(0).all()
+    for filled in (4, 5, 6, 7, 12, 30, 31):
+        assert keys[:, filled].eq(1).all() and values[:, filled].eq(2).all()
+    store.reserve(10)
+    assert store.slots == 12 * BLOCK  # no more than it was promised
+    assert store.bytes_per_slot == 2 * (3 + 5) * 4
 
 
 def test_copies_are_made_in_order() -> None:
     store = KVStore(BLOCK)
-    store.reserve(2)
-    store.write(0, torch.arange(8), torch.arange(8.0).view(8, 1, 1), torch.zeros(8, 1, 1))
-    store.copy(np.array([[0, 4, 2], [4, 6, 2]]))
-    assert store.pools[0][0].flatten().tolist() == [0, 1, 2, 3, 0, 1, 0, 1]
-
-
-def test_an_unknown_prefix_is_refused() -> None:
-    one = np.zeros(1, np.int32)
-    batch = Batch(one, one, one, one, one + 3, one[None], one + 1, one, np.zeros((0, 3), np.int32), 1)
-    with pytest.raises(RequestError, match="prefix 3"):
-        DecodePass(KVStore(BLOCK), batch)
+    store.reserve(3)
+    store.write(0, torch.arange(4, 12), torch.arange(8.0).view(1, 8, 1), torch.zeros(1, 8, 1))
+    store.copy(np.array([[4, 8, 2], [8, 10, 2]]))
+    assert store.pools[0][0].flatten().tolist()[4:] == [0, 1, 2, 3, 0, 1, 0, 1]

@@ -29,7 +29,7 @@ def test_the_users_model_is_as_before(family: str) -> None:
     engine = Engine(model, block_size=4)
     plan = Plan(engine, seed=0)
     for _ in range(3):
-        engine.forward(plan.random_step()[0])
+        plan.forward(plan.random_step()[0])
     assert torch.equal(recomputed(model, tokens), before)
     assert {name: module.training for name, module in model.named_modules()} == flags
     assert model.config._attn_implementation == implementation
@@ -56,18 +56,18 @@ def test_a_failing_pass_leaves_the_model_as_before(monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toolprm_decode.engine.attention.PrefillPass.attend", fail)
+    monkeypatch.setattr("toolprm_decode.engine.attention.ForwardPass.attend", fail)
     with pytest.raises(KeyboardInterrupt):
-        engine.prefill([3, 4, 5])
+        engine.logits([3, 4, 5], [2])
     assert model.training and model.config._attn_implementation == "sdpa"
 
 
 def test_a_model_cannot_be_called_amid_an_engines_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama")
     engine = Engine(model)
-    monkeypatch.setattr("toolprm_decode.engine.attention.PrefillPass.attend", lambda *_: recomputed(model, [3, 4]))
+    monkeypatch.setattr("toolprm_decode.engine.attention.ForwardPass.attend", lambda *_: recomputed(model, [3, 4]))
     with pytest.raises(RuntimeError, match="running inside an Engine"):
-        engine.prefill([3, 4, 5])
+        engine.logits([3, 4, 5], [2])
 
 
 def test_engines_share_a_model_from_several_threads(plain: Copy) -> None:
@@ -82,7 +82,7 @@ def test_engines_share_a_model_from_several_threads(plain: Copy) -> None:
             plan = Plan(engine, seed)
             for _ in range(6):
                 batch, sequences = plan.random_step()
-                logits = engine.forward(batch)
+                logits = plan.forward(batch)
                 for row, sequence in zip(logits, sequences, strict=True):
                     assert_close(row, recomputed(oracle, sequence)[-1], f"seed {seed}")
         except BaseException as error:
@@ -142,49 +142,35 @@ def test_a_soft_cap_counts_where_no_logit_came_near_it_before() -> None:
     assert_close(engine.logits(tokens, [8]), expected)
 
 
-def test_siblings_share_a_model_and_nothing_else(plain: Copy) -> None:
+def test_an_engine_keeps_nothing_but_in_the_stores(plain: Copy) -> None:
     model = make("llama")
-    first = Engine(model, block_size=4)
-    second = first.sibling()
-    oracle, plans = plain(model), [Plan(first, 1), Plan(second, 2)]
+    engine = Engine(model, block_size=4)
+    oracle, plans = plain(model), [Plan(engine, 1), Plan(engine, 2)]
     for plan in plans * 3:
         batch, sequences = plan.random_step()
-        for row, sequence in zip(plan.engine.forward(batch), sequences, strict=True):
+        for row, sequence in zip(plan.forward(batch), sequences, strict=True):
             assert_close(row, recomputed(oracle, sequence)[-1])
-    first.release(plans[0].ids[0])
-    second.release(plans[1].ids[0])
+    assert engine.kv_bytes == plans[0].store.bytes_per_slot == 3 * 2 * 2 * 16 * 4
 
 
 def test_forward_tokens_are_counted() -> None:
     engine = Engine(make("llama"), block_size=4)
     assert engine.forward_tokens == 0
-    plan = Plan(engine, seed=0, prefixes=(7, 0))
+    plan = Plan(engine, seed=0, prompts=(7, 0))
     assert engine.forward_tokens == 7
     plan.add(0)
     plan.add(1)
-    engine.forward(plan.step([0, 1], [3, 2])[0])
+    plan.forward(plan.step([0, 1], [3, 2])[0])
     assert engine.forward_tokens == 12
     engine.logits([3, 4], [1])
     assert engine.forward_tokens == 14
-
-
-def test_a_released_prefix_is_gone() -> None:
-    engine = Engine(make("llama"))
-    plan = Plan(engine, seed=0, prefixes=(7, 3))
-    plan.add(0)
-    engine.release(plan.ids[0])
-    with pytest.raises(RequestError, match="prefix 0"):
-        engine.forward(plan.step([0], [1])[0])
-    with pytest.raises(RequestError, match="prefix 0"):
-        engine.release(plan.ids[0])
-    assert engine.prefill([5]) not in plan.ids
 
 
 @pytest.mark.parametrize("tokens", [[3, VOCABULARY], [-1, 3]])
 def test_a_token_outside_the_vocabulary_is_refused(tokens: list[int]) -> None:
     engine = Engine(make("llama"))
     with pytest.raises(RequestError, match="outside the model's vocabulary of 130"):
-        engine.prefill(tokens)
+        engine.logits(tokens, [1])
     with pytest.raises(RequestError, match="outside the head's 130 rows"):
         engine.logits([3, 4], [1], tokens)
 
@@ -192,13 +178,13 @@ def test_a_token_outside_the_vocabulary_is_refused(tokens: list[int]) -> None:
 def test_positions_end_where_the_models_do() -> None:
     engine = Engine(make("gpt2"))
     assert engine.max_positions == 256 and Engine(make("llama")).max_positions is None
-    engine.prefill([5] * 256)
+    assert engine.logits([5] * 256, [255]).shape == (1, VOCABULARY)
     with pytest.raises(BudgetExceeded, match="256 positions"):
-        engine.prefill([5] * 257)
-    plan = Plan(engine, seed=0, prefixes=(255,))
+        engine.logits([5] * 257, [])
+    plan = Plan(engine, seed=0, prompts=(255,))
     plan.add(0)
     with pytest.raises(BudgetExceeded, match="257 are needed"):
-        engine.forward(plan.step([0], [2])[0])
+        plan.forward(plan.step([0], [2])[0])
 
 
 def test_frequencies_that_change_with_the_length_bound_it() -> None:
@@ -213,7 +199,7 @@ def test_frequencies_that_change_with_the_length_bound_it() -> None:
     engine, tokens = Engine(model), list(range(3, 35))
     assert_close(engine.logits(tokens, [31], chunk=5), recomputed(model, tokens)[[31]])
     with pytest.raises(BudgetExceeded, match="rotary frequencies"):
-        engine.prefill([*tokens, 5])
+        engine.logits([*tokens, 5], [])
 
 
 def test_stop_ids_come_from_the_generation_config_and_the_tokenizer(qwen_tokenizer: hf.PreTrainedTokenizerFast) -> None:
@@ -283,10 +269,8 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_an_empty_prefix_is_one() -> None:
+def test_nothing_wanted_is_nothing_given() -> None:
     engine = Engine(make("llama"))
-    first, second = engine.prefill([]), engine.prefill([])
-    assert first != second
     assert engine.logits([], []).shape == (0, VOCABULARY)
     assert engine.logits([3, 4], []).shape == (0, VOCABULARY)
     assert engine.logits(np.array([3, 4]), np.array([1]), np.array([5])).shape == (1, 1)

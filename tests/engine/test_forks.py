@@ -21,9 +21,9 @@ Copy = Callable[[PreTrainedModel], PreTrainedModel]
 
 def check(engine: Engine, oracle: PreTrainedModel, plan: Plan, steps: int, note: str) -> None:
     for step in range(steps):
-        batch, sequences = plan.random_step()
         ids = None if step % 2 else plan.random.permutation(VOCABULARY)[:7].tolist()
-        logits = engine.forward(batch, ids)
+        batch, sequences = plan.random_step(ids)
+        logits = plan.forward(batch)
         assert logits.dtype == torch.float32
         expected = [recomputed(oracle, sequence)[-1] for sequence in sequences]
         full = torch.stack(expected) if expected else torch.empty(0, VOCABULARY)
@@ -58,40 +58,32 @@ def test_a_prefix_is_the_same_in_any_chunks(family: str, chunk: int, plain: Copy
 def test_only_an_untouched_slot_gives_the_right_logits(plain: Copy) -> None:
     model = make("llama")
     engine = Engine(model, block_size=4)
-    plan = Plan(engine, seed=3, prefixes=(5,))
+    plan = Plan(engine, seed=3, prompts=(5,))
     plan.add(0)
-    engine.forward(plan.step([0], [3])[0])
+    plan.forward(plan.step([0], [3])[0])
     plan.fork(0)
     with torch.inference_mode():
-        for keys, _ in engine._store.pools.values():
-            keys[1].neg_()
+        for keys, _ in plan.store.pools.values():
+            keys[:, plan.rows[0][2][0] * 4 + 1].neg_()
     batch, sequences = plan.step([0, 1], [2, 2])
     expected = torch.stack([recomputed(plain(model), sequence)[-1] for sequence in sequences])
     with pytest.raises(AssertionError, match="off by"):
-        assert_close(engine.forward(batch), expected)
+        assert_close(plan.forward(batch), expected)
 
 
 def test_a_pass_without_tokens_still_copies(plain: Copy) -> None:
     model = make("llama")
     engine = Engine(model, block_size=4)
-    plan = Plan(engine, seed=3, prefixes=(5,))
+    plan = Plan(engine, seed=3, prompts=(5,))
     plan.add(0)
     batch = plan.step([0], [3])[0]
-    engine.forward(batch)
+    plan.forward(batch)
     plan.fork(0)
-    empty = {name: getattr(batch, name)[:0] for name in ("tokens", "positions", "rows", "slots", "outputs", "prefixes")}
-    copying = type(batch)(
-        **empty,
-        block_tables=batch.block_tables[:0],
-        lengths=batch.lengths[:0],
-        copies=np.array(plan.copies, np.int32),
-        blocks=plan.blocks,
-    )
-    assert engine.forward(copying).shape == (0, VOCABULARY)
-    plan.copies = []
+    copying = plan.batch(plan.columns(), [], [], [])
+    assert len(copying.copies) and plan.forward(copying).shape == (0, VOCABULARY)
     batch, sequences = plan.step([1], [2])
     expected = [recomputed(plain(model), sequence)[-1] for sequence in sequences]
-    assert_close(engine.forward(batch), torch.stack(expected))
+    assert_close(plan.forward(batch), torch.stack(expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -105,19 +97,19 @@ def test_other_precisions_stay_near_float32(dtype: torch.dtype) -> None:
         expected = [recomputed(oracle, sequence)[-1] for sequence in sequences]
         if expected:
             tolerance = 1e-4 if dtype is torch.float64 else 0.06
-            assert_close(engine.forward(batch), torch.stack(expected), tolerance=tolerance)
+            assert_close(plan.forward(batch), torch.stack(expected), tolerance=tolerance)
         else:
-            engine.forward(batch)
+            plan.forward(batch)
 
 
 def test_batching_does_not_change_a_row() -> None:
     model = make("qwen3")
     together, alone = Engine(model, block_size=4), Engine(model, block_size=4)
-    plan, single = Plan(together, seed=7, prefixes=(6, 3)), Plan(alone, seed=7, prefixes=(6, 3))
+    plan, single = Plan(together, seed=7, prompts=(6, 3)), Plan(alone, seed=7, prompts=(6, 3))
     for prefix in (0, 1, 1):
         plan.add(prefix)
     batch, sequences = plan.step([0, 1, 2], [2, 1, 3])
-    rows = together.forward(batch)
+    rows = plan.forward(batch)
     for index, sequence in enumerate(sequences):
         assert_close(alone.logits(sequence, [len(sequence) - 1])[0], rows[index])
-    assert single.prefixes == plan.prefixes
+    assert single.prompts == plan.prompts

@@ -114,7 +114,7 @@ class TestEvaluate:
         for index, sample in enumerate(samples):
             alone = decoders[0].decode(sample.tools, sample.messages, strategies[0].search)
             assert greedy.right[index] == trajectory_right(sample, alone.calls)
-            assert greedy.policy_tokens[index] == alone.stats.policy_tokens
+            assert greedy.policy_tokens[index] == alone.stats.policy_tokens + alone.stats.cached_tokens
 
     def test_the_batch_changes_nothing(self, decoders: tuple[Decoder, Decoder]) -> None:
         samples = load_suite("built-in", 5)

@@ -10,8 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from toolprm_decode import Step, ToolPRM
-from toolprm_decode.engine import Engine
+from toolprm_decode import Decoder, Step, ToolPRM
 from toolprm_decode.rewards import STEP_KINDS
 
 SWITCH = {
@@ -115,9 +114,9 @@ def judge(prompt: str, steps: list[Step]) -> float:
     return state / 1008
 
 
-def held(engine: Engine) -> int:
-    """Prefixes that the engine keeps."""
-    return len(engine._store.prefixes)
+def held(decoder: Decoder) -> tuple[int, int]:
+    """Blocks that requests of the decoder hold."""
+    return decoder._scheduler.blocks_in_use
 
 
 def _decided(model: Any, seed: int) -> Any:

@@ -5,6 +5,7 @@ It shares the grammar and the random numbers with the core, and nothing else: no
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from collections.abc import Sequence
@@ -184,6 +185,49 @@ class Oracle:
             written = self.write(written, legal[pick], float(logprobs[pick]))
         return written
 
+    # ------------------------------------------------------------------ distinct draws
+
+    def race(self, beam: Written, number: int, round_: int, known: int) -> list[Written]:
+        """The `width` best of a beam's continuations in a race of perturbed log-probabilities, best first.
+
+        Every text that goes on from a prefix has its own Gumbel number; a prefix stands where its best text does, and
+        its children's places are drawn given that. So the best prefix can be gone on with until a text has ended, which
+        is then the best of those that are left.
+        """
+        search = self.search
+        waiting = [(0.0, 0, beam, 0.0, number)]  # minus the place, order of arrival, prefix, log-probability, key
+        best: list[Written] = []
+        arrived = 1
+        while waiting and len(best) < search.width:
+            place, _, written, logprob, key = heapq.heappop(waiting)
+            if written.finished or (search.strategy == "step-beam" and len(self.steps(written)) > known):
+                best.append(written)
+                continue
+            legal = self.legal(written.tokens)
+            logits = self.logits(written.tokens)[legal]
+            own = logits - logits.max() - math.log(np.exp(logits - logits.max()).sum())
+            heated = (logits - logits.max()) / search.temperature
+            heated -= math.log(np.exp(heated).sum())
+            weights = np.exp(heated)
+            left = list(range(len(legal)))
+            before = -place
+            for i in range(min(search.width, len(legal))):
+                heap = np.cumsum(weights[left])
+
+                def number_of(lane: int, at: int = len(written.tokens), key: int = key) -> float:
+                    return _core.uniform(search.seed, key, at, round_, lane)
+
+                pick = left[next(j for j, h in enumerate(heap) if h > number_of(2 * i) * heap[-1])]
+                if i > 0:  # the largest Gumbel number of what is left, given that it is below the one before
+                    centre = logprob + math.log(heap[-1])
+                    before = centre - math.log(math.exp(centre - before) - math.log(number_of(2 * i + 1)))
+                left.remove(pick)
+                child = self.write(written, legal[pick], float(own[pick]))
+                entry = (-before, arrived, child, logprob + float(heated[pick]), child_key(key, legal[pick]))
+                heapq.heappush(waiting, entry)
+                arrived += 1
+        return best
+
     # ------------------------------------------------------------------ the search
 
     def run(self) -> list[Found]:
@@ -195,8 +239,11 @@ class Oracle:
             drawn: list[Candidate] = []
             for b, beam in enumerate(beams):
                 known = len(self.steps(beam)) if self.rounds else 0
-                for m in range(width):
-                    written = self.draw(beam, b * width + m, self.rounds, known)
+                if search.distinct and search.strategy != "greedy":
+                    found = self.race(beam, b, self.rounds, known)
+                else:
+                    found = [self.draw(beam, b * width + m, self.rounds, known) for m in range(width)]
+                for m, written in enumerate(found):
                     drawn.append(Candidate(written, self.steps(written), draw=b * width + m))
             beams = self.prune(self.judge(self.merge(drawn)))
             self.rounds += 1
@@ -275,6 +322,14 @@ class Oracle:
         ]
         written = candidate.written
         return Found(steps[known:], candidate.rank, candidate.multiplicity, written.finished, written.closed)
+
+
+def child_key(key: int, token: int) -> int:
+    """What the random numbers of a prefix of a race depend on: splitmix64 of its parent's key and its last token."""
+    h = ((key << 32 | token) + 0x9E3779B97F4A7C15) % 2**64
+    h = (h ^ h >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    h = (h ^ h >> 27) * 0x94D049BB133111EB % 2**64
+    return (h ^ h >> 31) >> 32
 
 
 def decimals(rank: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from toolprm_decode import Answer, Decoded, Decoder, Engine, Request, Search, Step
 from toolprm_decode.search.tree import Node
 
-from .models import SWAP, SWITCH, judge, partial_reward, policy, reward, tokenizer
+from .models import SWAP, SWITCH, held, judge, partial_reward, policy, reward, tokenizer
 from .oracle import Found, Oracle
 
 TOLERANCE = 1e-4
@@ -100,6 +101,8 @@ def test_one_request_is_answered_exactly(strategy: str, aggregate: str, kind: st
             allow_no_call=choose.random() < 0.3,
             forced_runs=forced_runs,
         )
+        if strategy != "greedy" and search.temperature > 0 and choose.random() < 0.5:
+            search = replace(search, distinct=True)
         print(search)
         one = decoder(kind)
         request = Request([SWITCH, SWAP], f"Request {seed}", search)
@@ -114,10 +117,31 @@ def test_a_batch_is_answered_as_its_requests_alone(kind: str) -> None:
         Request([SWAP], "Light in the hall", Search("greedy", max_tokens=40)),
         Request([], "Nothing to call", Search(max_tokens=10)),
         Request([SWAP, SWITCH], "é", Search(beams=2, width=3, aggregate="min", max_tokens=30, forced_runs=False)),
+        Request([SWITCH, SWAP], "Light in the attic", Search(beams=2, width=4, distinct=True, seed=3, max_tokens=40)),
+        Request([SWITCH, SWAP], "Light in the hall", Search("sample", width=5, distinct=True, max_tokens=40)),
     ]
     one = decoder(kind)
-    for decoded, request in zip(one.decode_batch(requests), requests, strict=True):
-        assert_exact(decoded, request, one, kind)
+    for _ in range(2):  # the second time the prompts are there
+        for decoded, request in zip(one.decode_batch(requests), requests, strict=True):
+            assert_exact(decoded, request, one, kind)
+
+
+def test_scarce_memory_changes_no_answer() -> None:
+    """Requests wait for memory, give theirs up for older ones, and read their tokens again."""
+    one = decoder("model")
+    requests = [
+        Request([SWITCH, SWAP], f"Light in room {i}", Search(beams=3, width=5, temperature=1.3, seed=i, max_tokens=60))
+        for i in range(6)
+    ]
+    kv_bytes = one._policy.kv_bytes + reward().engine.kv_bytes
+    prompt = one.decode(requests[0].tools, requests[0].prompt, requests[0].search).stats.prompt_tokens
+    for own in (800, 600):
+        scarce = Decoder(policy(), reward(), tokenizer=tokenizer(), kv_memory=(prompt + own) * kv_bytes)
+        decoded = scarce.decode_batch(requests)
+        for answer, request in zip(decoded, requests, strict=True):
+            assert_exact(answer, request, scarce, "model")
+        assert held(scarce) == (0, 0)
+    assert sum(answer.stats.preemptions for answer in decoded) > 0
 
 
 def test_block_sizes_do_not_matter() -> None:

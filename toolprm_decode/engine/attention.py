@@ -2,63 +2,77 @@
 
 A model built on transformers' ``AttentionInterface`` hands every layer's query, key and value to a function chosen by
 name. The one registered here under `NAME` writes the new keys and values into a `KVStore` and reads the context from
-it. Two kinds of pass exist: `PrefillPass` reads one sequence into a shared prefix, and `DecodePass` runs tokens of many
-rows, each row being a shared prefix followed by its own tokens in a block-paged pool.
+it, as a `Batch` says: rows of tokens, each behind segments of the store that other rows may share and behind tokens of
+its own. Each segment is one product for all the rows that read it; the parts are merged by log-sum-exp.
 
-No mask function is registered under the name, so the model builds no mask: the passes know what each token may see.
+No mask function is registered under the name, so the model builds no mask: a `ForwardPass` knows what each token sees.
 
 Shapes: T tokens of the pass, H query heads, Hk key/value heads, G = H / Hk, D and Dv head widths of keys and values,
-P tokens of a prefix, R rows, Q most tokens of a row in the pass, S most own tokens of a row.
+R rows, Q most tokens of a row in the pass, S most own tokens of a row, K segments.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from toolprm_decode.errors import BudgetExceeded, ModelNotSupported, RequestError
+from toolprm_decode.errors import BudgetExceeded, ModelNotSupported
 
 NAME = "toolprm"
 
 # Scores of one plain (unfused) product are held whole: queries are taken in runs that keep them under this many.
 MAX_SCORES = 1 << 24
 
+# Segments of at least this many tokens are read where they lie. Shorter ones are gathered, so that many of them (the
+# ends of as many prompts) take one product instead of one each.
+LONG_SEGMENT = 256
+
 
 @dataclass(frozen=True)
 class Batch:
     """One forward pass over many rows, as plain int32 arrays.
 
-    A row is a prefix plus its own tokens: token j of the row's own lies at absolute position (prefix length + j), and
-    in pool slot ``block_tables[row, j // block_size] * block_size + j % block_size``.
+    A row reads the segments of its context, in order, then its own tokens: token j of its own lies at absolute position
+    (tokens of the segments + j). Own tokens of earlier passes lie in pool slot
+    ``block_tables[row, j // block_size] * block_size + j % block_size``. Keys and values of all tokens are written
+    before any is read, so that a row may read a segment which another one writes in the same pass.
 
     Attributes:
         tokens: [T] token ids.
-        positions: [T] absolute position of each token, prefix included.
+        positions: [T] absolute position of each token.
         rows: [T] row of each token, non-decreasing.
         slots: [T] pool slot that takes the token's key and value.
-        prefixes: [R] prefix id of each row, from `Engine.prefill`.
-        block_tables: [R, B] blocks of each row in order, -1 padded.
+        segments: [K, 2] first slot and number of tokens of each segment.
+        contexts: [R, C] segments of each row, in order, -1 padded.
+        block_tables: [R, B] blocks of each row in order, -1 padded; not read for rows all of whose own tokens are of
+            this pass.
         lengths: [R] own tokens of each row after this pass.
-        outputs: [L] indices into `tokens` whose logits are wanted.
-        copies: [C, 3] (source slot, destination slot, count) copied in every layer before the pass, in order: a copy
+        outputs: [L] indices into `tokens` whose logits are wanted, of the whole vocabulary.
+        few_outputs: [F] the same, of `few_ids` alone.
+        few_ids: [U] token ids.
+        copies: [N, 3] (source slot, destination slot, count) copied in every layer before the pass, in order: a copy
             may read what one before it wrote.
-        blocks: blocks the pool must have at least.
+        blocks: blocks the store must have at least.
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     rows: np.ndarray
     slots: np.ndarray
-    prefixes: np.ndarray
+    segments: np.ndarray
+    contexts: np.ndarray
     block_tables: np.ndarray
     lengths: np.ndarray
     outputs: np.ndarray
+    few_outputs: np.ndarray
+    few_ids: np.ndarray
     copies: np.ndarray
     blocks: int
 
@@ -74,46 +88,39 @@ class Layer:
     sinks: torch.Tensor | None  # [H], a logit per head that takes part in the softmax without a value
 
 
-class Prefix:
-    """Keys [Hk, P, D] and values [Hk, P, Dv] of a token sequence that rows share, per layer."""
-
-    def __init__(self, length: int):
-        self.length = length
-        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def write(
-        self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put `key` [Hk, T, D] and `value` [Hk, T, Dv] at `start`; return what the layer holds up to their end."""
-        end = start + key.shape[1]
-        if layer not in self.layers:
-            self.layers[layer] = (
-                _allocate(key, key.shape[0], self.length),
-                _allocate(value, value.shape[0], self.length),
-            )
-        keys, values = self.layers[layer]
-        keys[:, start:end] = key
-        values[:, start:end] = value
-        return keys[:, :end], values[:, :end]
-
-
 class KVStore:
-    """Every key and value an engine keeps: prefixes by id, and per layer a pool of slots [slots, Hk, D]."""
+    """Keys and values of a model by slot, per layer: [Hk, slots, D] and [Hk, slots, Dv].
 
-    def __init__(self, block_size: int):
+    Which slots belong to whom is decided elsewhere (the core's block pool). Slot 0 to `block_size` - 1 belong to nobody
+    and hold zeros: what stands for nothing reads them, since a masked-out NaN would still spoil a product.
+
+    Args:
+        block_size: slots of a block.
+        capacity: most blocks that are ever asked for, block 0 aside; None for any number. Memory is taken as needed.
+    """
+
+    def __init__(self, block_size: int, capacity: int | None = None):
         self.block_size = block_size
-        self.prefixes: dict[int, Prefix] = {}
+        self.capacity = capacity
         self.slots = 0
         self.pools: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Of all layers that were written so far."""
+        return sum(x.shape[0] * x.shape[2] * x.element_size() for pools in self.pools.values() for x in pools)
 
     def reserve(self, blocks: int) -> None:
         """Have at least `blocks` blocks. Grows by doubling; the layers' pools follow when they are next written."""
         if blocks * self.block_size > self.slots:
-            self.slots = max(blocks * self.block_size, 2 * self.slots)
+            grown = 2 * self.slots // self.block_size
+            if self.capacity is not None:
+                grown = min(grown, self.capacity + 1)
+            self.slots = max(blocks, grown) * self.block_size
 
     @torch.inference_mode()
     def copy(self, copies: np.ndarray) -> None:
-        """Copy runs of slots in every layer, in order; `copies` [C, 3] as in `Batch`."""
+        """Copy runs of slots in every layer, in order; `copies` [N, 3] as in `Batch`."""
         if not len(copies):
             return
         count = copies[:, 2]
@@ -126,236 +133,299 @@ class KVStore:
         for layer, pools in self.pools.items():
             for pool in self._grown(layer, *pools):
                 device = pool.device
-                pool[torch.from_numpy(target).to(device)] = pool[torch.from_numpy(source).to(device)]
+                pool[:, torch.from_numpy(target).to(device)] = pool[:, torch.from_numpy(source).to(device)]
 
     def write(
         self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put `key` [T, Hk, D] and `value` [T, Hk, Dv] into `slots` [T] and return the layer's two pools."""
-        keys, values = self._grown(layer, *self.pools.get(layer, (key[:0], value[:0])))
-        keys[slots] = key
-        values[slots] = value
+        """Put `key` [Hk, T, D] and `value` [Hk, T, Dv] into `slots` [T] and return the layer's two pools."""
+        keys, values = self._grown(layer, *self.pools.get(layer, (key[:, :0], value[:, :0])))
+        keys.index_copy_(1, slots, key)
+        values.index_copy_(1, slots, value)
         return keys, values
 
     def _grown(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if keys.shape[0] < self.slots:
-            old = (keys, values)
-            keys, values = (_allocate(x, self.slots, *x.shape[1:-1]) for x in old)
-            keys[: len(old[0])], values[: len(old[1])] = old
+        if keys.shape[1] < self.slots:
+            keys, values = self._larger(keys), self._larger(values)
             self.pools[layer] = (keys, values)
         return keys, values
 
-
-def _allocate(like: torch.Tensor, *shape: int) -> torch.Tensor:
-    """Zeros of `shape` plus the last dimension of `like`. Zeros, since a masked-out NaN would still spoil a product."""
-    try:
-        return like.new_zeros(*shape, like.shape[-1])
-    except RuntimeError as error:
-        size = math.prod(shape) * like.shape[-1] * like.element_size()
-        raise BudgetExceeded(
-            f"no memory for {size / 2**20:.0f} MiB more of keys and values on {like.device}: "
-            "use fewer beams, a smaller width, fewer requests at once, or a shorter prompt"
-        ) from error
-
-
-class Pass(Protocol):
-    """One run of the model, seen from a layer."""
-
-    calls: int
-
-    def attend(self, layer: Layer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """query [Hk, G, T, D], key [Hk, T, D] and value [Hk, T, Dv] of a layer to its output [Hk, G, T, Dv]."""
-        ...
+    def _larger(self, old: torch.Tensor) -> torch.Tensor:
+        try:
+            new = old.new_empty(old.shape[0], self.slots, old.shape[2])
+        except RuntimeError as error:
+            size = old.shape[0] * self.slots * old.shape[2] * old.element_size()
+            raise BudgetExceeded(
+                f"no memory for {size / 2**20:.0f} MiB of keys and values of a layer on {old.device}: "
+                "set a smaller kv_memory, use fewer beams, a smaller width, or a shorter prompt"
+            ) from error
+        new[:, : old.shape[1]] = old
+        new[:, : self.block_size] = 0
+        return new
 
 
-class PrefillPass:
-    """Tokens start, start + 1, ... of one sequence, read into `prefix`, which holds those before them."""
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Tokens that read one kind of context together, as a grid: items with N queries and M keys each, both padded.
 
-    def __init__(self, prefix: Prefix, start: int, count: int):
-        self.prefix, self.start, self.count = prefix, start, count
-        self.calls = 0
-        self._biases: dict[tuple[int, torch.dtype, torch.device], torch.Tensor] = {}
+    Attributes:
+        tokens: [I, N] indices of the queries in the pass.
+        filled: bool [I, N], which of them are no padding; None where all are.
+        keys: [I, M] slots of the keys; of a causal part indices into the pass.
+        exists: bool [I, M], which keys are no padding; None where all are, or where `ordered` hides the others.
+        places, key_places: [I, N] and [I, M] positions, from a common origin.
+        ordered: a query sees no keys of later places.
+        causal: the keys are the queries' own tokens, in order.
+        run: the keys of the one item are the slots from run[0] to run[1].
+    """
 
-    def attend(self, layer: Layer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        keys, values = self.prefix.write(layer.index, self.start, key, value)
-        first = 0 if layer.window is None else max(0, self.start - layer.window + 1)
-        keys, values = keys[:, None, first:], values[:, None, first:]
-        group = query.shape[1]
-        masked = self.start > 0 or (layer.window is not None and self.count > layer.window)
-        if layer.softcap is None and layer.sinks is None:
-            # Expanded heads have stride 0: torch's fused kernels read them in place, where enable_gqa copies.
-            return F.scaled_dot_product_attention(
-                query,
-                keys.expand(-1, group, -1, -1),
-                values.expand(-1, group, -1, -1),
-                attn_mask=self._bias(layer.window, first, query) if masked else None,
-                is_causal=not masked,
-                scale=layer.scale,
-            )
-        bias = self._bias(layer.window, first, query)
-        out = query.new_empty(*query.shape[:-1], values.shape[-1])
-        step = max(1, MAX_SCORES // (query.shape[0] * group * keys.shape[2]))
-        for begin in range(0, self.count, step):
-            run = slice(begin, begin + step)
-            part, lse = _plain_partial(query[:, :, run], keys, values, bias[run], layer.scale, layer.softcap)
-            out[:, :, run] = _merge([(part, lse)], layer.sinks).to(out.dtype)
-        return out
+    tokens: np.ndarray
+    filled: np.ndarray | None
+    keys: np.ndarray
+    exists: np.ndarray | None
+    places: np.ndarray
+    key_places: np.ndarray
+    ordered: bool = False
+    causal: bool = False
+    run: tuple[int, int] | None = None
 
-    def _bias(self, window: int | None, first: int, query: torch.Tensor) -> torch.Tensor:
-        """0 where a query may see a key and -inf elsewhere: [T, keys from `first`]."""
-        cached = (-1 if window is None else window, query.dtype, query.device)
-        if cached not in self._biases:
-            at = torch.arange(first, self.start + self.count, device=query.device)
-            ago = at[self.start - first :, None] - at
-            keep = ago >= 0 if window is None else (ago >= 0) & (ago < window)
-            self._biases[cached] = _bias(keep, query.dtype)
-        return self._biases[cached]
+    def covers(self, count: int) -> bool:
+        """Whether the queries are all tokens of a pass of that many, in order."""
+        return self.filled is None and np.array_equal(self.tokens.reshape(-1), np.arange(count))
+
+    def visible(self, window: int | None) -> np.ndarray | None:
+        """Which keys each query sees, bool [I, N, M] or broadcastable; None for all."""
+        seen = []
+        if self.ordered:
+            seen.append(self.key_places[:, None] <= self.places[:, :, None])
+        if self.exists is not None:
+            seen.append(self.exists[:, None])
+        if window is not None and self.places.max() - self.key_places.min() >= window:
+            seen.append(self.places[:, :, None] - self.key_places[:, None] < window)
+        visible = None
+        for condition in seen:
+            visible = condition if visible is None else visible & condition
+        return None if visible is None or visible.all() else visible
 
 
-class DecodePass:
-    """The tokens of a `Batch`: each row's shared prefix and its own slots, merged by log-sum-exp."""
+class ForwardPass:
+    """One run of the model over a `Batch`, seen from its layers.
+
+    Attributes:
+        calls: how often a layer attended.
+    """
 
     def __init__(self, store: KVStore, batch: Batch):
-        self.store, self.batch = store, batch
         self.calls = 0
+        self._store = store
         store.reserve(batch.blocks)
         store.copy(batch.copies)
-        unknown = set(batch.prefixes.tolist()) - store.prefixes.keys()
-        if unknown:
-            raise RequestError(f"prefix {min(unknown)} is not held by this engine: it was released, or never read")
-
-        rows = batch.rows.astype(np.int64)
-        n_rows, n_tokens = len(batch.prefixes), len(rows)
-        held = np.array([store.prefixes[i].length for i in batch.prefixes.tolist()], np.int64)
-        counts = np.bincount(rows, minlength=n_rows)
-        most = int(counts.max(initial=0))
-        place = np.arange(n_tokens) - (np.cumsum(counts) - counts)[rows]
-
-        # A grid [R, Q] of the rows' tokens. Cells beyond a row's count repeat token 0 and are never read back.
-        grid = np.zeros((n_rows, most), np.int64)
-        grid[rows, place] = np.arange(n_tokens)
-        positions = np.repeat((held + batch.lengths - 1)[:, None], most, 1)
-        positions[rows, place] = batch.positions
-        self._even = n_tokens == n_rows * most
-        self._shape = (n_rows, most)
-
-        # Own keys [R, S], those beyond a row's length pointing at slot 0 and masked.
-        reach = int(batch.lengths.max(initial=0))
-        own = np.arange(reach)
-        exists = own < batch.lengths[:, None]
-        blocks = batch.block_tables.astype(np.int64)[:, own // store.block_size]
-        gather = np.where(exists, blocks * store.block_size + own % store.block_size, 0)
-        self._ago = positions[:, :, None] - (held[:, None] + own)[:, None]  # [R, Q, S], negative beyond a row's length
-
-        self._groups = [(i, np.flatnonzero(batch.prefixes[rows] == i)) for i in np.unique(batch.prefixes).tolist()]
-        self._groups = [(i, tokens) for i, tokens in self._groups if len(tokens) and store.prefixes[i].length]
-
-        self._tables = {
-            "slots": batch.slots.astype(np.int64),
-            "grid": grid.reshape(-1),
-            "back": rows * most + place,
-            "gather": gather.reshape(-1),
-            **{f"prefix {i}": tokens for i, tokens in self._groups},
-        }
+        rows = _Rows(batch, store.block_size)
+        self._own, self._segments = list(rows.own_parts()), list(rows.segment_parts())
+        self._whole = {part: part.covers(len(batch.tokens)) for part in (*self._own, *self._segments)}
+        self._slots = batch.slots
         self._on_device: dict[tuple[Any, ...], Any] = {}
 
     def attend(self, layer: Layer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """query [Hk, G, T, D], key [Hk, T, D] and value [Hk, T, Dv] of a layer to its output [Hk, G, T, Dv]."""
         self.calls += 1
-        slots = self._table("slots", query.device)
-        keys, values = self.store.write(layer.index, slots, key.transpose(0, 1), value.transpose(0, 1))
-        sides = []
-        if self._groups:
-            sides.append(self._prefix_side(layer, query, values.shape[-1]))
-        if self._ago.shape[-1]:
-            sides.append(self._own_side(layer, query, keys, values))
-        return _merge(sides, layer.sinks).to(query.dtype)
-
-    def _prefix_side(self, layer: Layer, query: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention to the prefixes: one product per prefix and KV head, with groups and tokens folded together."""
-        n_tokens = query.shape[2]
+        pools = self._store.write(layer.index, self._table(self, "slots", self._slots, query.device), key, value)
         out = lse = None
-        for prefix, tokens in self._groups:
-            keys, values = self.store.prefixes[prefix].layers[layer.index]
-            positions = self.batch.positions[tokens].astype(np.int64)
-            first = 0 if layer.window is None else max(0, int(positions.min()) - layer.window + 1)
-            if first >= keys.shape[1]:
+        for part in self._own:
+            where, part_out, part_lse = self._read(layer, part, query, (key, value) if part.causal else pools)
+            if where is None:
+                out, lse = part_out, part_lse
                 continue
-            whole = len(tokens) == n_tokens
-            where = self._table(f"prefix {prefix}", query.device)
-            rows = query if whole else query[:, :, where]
-            bias = dead = None
-            if layer.window is not None and int(positions.max()) - first >= layer.window:
-                bias, dead = self._prefix_bias(prefix, positions, layer.window, first, query)
-            part, part_lse = _partial(
-                rows.flatten(1, 2)[None], keys[None, :, first:], values[None, :, first:], bias, dead, layer
-            )
-            part, part_lse = part.view(*rows.shape[:-1], width), part_lse.view(rows.shape[:-1])
-            if whole:
-                return part, part_lse
             if out is None or lse is None:
-                out = part.new_zeros(*query.shape[:-1], width)
-                lse = part_lse.new_full(query.shape[:-1], -math.inf)
-            out[:, :, where] = part
-            lse[:, :, where] = part_lse
-        if out is None or lse is None:  # every prefix lies before the window
-            out = torch.zeros(*query.shape[:-1], width, device=query.device)
-            lse = torch.full(query.shape[:-1], -math.inf, device=query.device)
-        return out, lse
+                out = part_out.new_empty(*query.shape[:-1], value.shape[-1])
+                lse = part_lse.new_empty(query.shape[:-1])
+            out[:, :, where], lse[:, :, where] = part_out, part_lse
+        assert out is not None and lse is not None
+        # A token sees at least itself: its log-sum-exp is finite, and no weight below is NaN.
+        for part in self._segments:
+            if layer.window is not None and part.places.min() - part.key_places.max() >= layer.window:
+                continue  # all of it lies before the window
+            where, part_out, part_lse = self._read(layer, part, query, pools)
+            if where is None:
+                out = torch.lerp(out, part_out, torch.sigmoid(part_lse - lse)[..., None])
+                lse = torch.logaddexp(lse, part_lse)
+            else:
+                here = lse[:, :, where]
+                out[:, :, where] = torch.lerp(out[:, :, where], part_out, torch.sigmoid(part_lse - here)[..., None])
+                lse[:, :, where] = torch.logaddexp(here, part_lse)
+        if layer.sinks is not None:
+            total = torch.logaddexp(lse, layer.sinks.float().view(*lse.shape[:2], 1))
+            out = out * (lse - total).exp()[..., None]
+        return out.to(query.dtype)
 
-    def _own_side(
-        self, layer: Layer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention of each row to its own slots: a batched product over KV heads and rows."""
-        n_rows, most = self._shape
+    def _read(
+        self, layer: Layer, part: _Part, query: torch.Tensor, pools: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """Output [Hk, G, n, Dv] and log-sum-exp [Hk, G, n], in float32, of tokens [n] of the pass (None: of all).
+
+        pools: keys and values by slot; of a causal part by token.
+        """
         heads, group = query.shape[:2]
-        gather = self._table("gather", query.device)
-        keys = keys[gather].view(n_rows, -1, *keys.shape[1:]).permute(2, 0, 1, 3)  # [Hk, R, S, D]
-        values = values[gather].view(n_rows, -1, *values.shape[1:]).permute(2, 0, 1, 3)
-        if not self._even:
-            query = query[:, :, self._table("grid", query.device)]
-        rows = query.reshape(heads, group, n_rows, most, -1).transpose(1, 2).reshape(heads, n_rows, group * most, -1)
-        out, lse = _partial(rows, keys, values, self._own_bias(layer.window, group, query), None, layer)
-        out = out.view(heads, n_rows, group, most, -1).transpose(1, 2).reshape(heads, group, n_rows * most, -1)
-        lse = lse.view(heads, n_rows, group, most).transpose(1, 2).reshape(heads, group, n_rows * most)
-        if not self._even:
-            back = self._table("back", query.device)
-            out, lse = out[:, :, back], lse[:, :, back]
-        return out, lse
+        items, most = part.tokens.shape
+        where = None if self._whole[part] else self._table(part, "tokens", part.tokens, query.device)
+        rows = query if where is None else query[:, :, where]
+        if part.run is not None:
+            keys, values = (pool[None, :, part.run[0] : part.run[1]] for pool in pools)
+        else:
+            if part.causal and where is None:
+                held = pools
+            else:
+                at = self._table(part, "keys", part.keys, query.device)
+                held = pools[0].index_select(1, at), pools[1].index_select(1, at)
+            keys, values = (pool.reshape(heads, items, -1, pool.shape[-1]).transpose(0, 1) for pool in held)
+        rows = rows.reshape(heads, group, items, most, -1).permute(2, 0, 1, 3, 4)  # [I, Hk, G, N, D]
+        if part.causal and most == 1:  # a token by itself
+            lse = _capped((rows.float() * keys.float()[:, :, None]).sum(-1) * layer.scale, layer.softcap)
+            out = values.float()[:, :, None].repeat(1, 1, group, 1, 1)
+        elif part.causal and most <= (layer.window or most) and _fused(layer, rows, values):
+            # Half the work of the product below, and no mask. Expanded heads have stride 0: they are read in place.
+            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                rows.flatten(0, 1),
+                keys.flatten(0, 1)[:, None].expand(-1, group, -1, -1),
+                values.flatten(0, 1)[:, None].expand(-1, group, -1, -1),
+                is_causal=True,
+                scale=layer.scale,
+            )
+            out, lse = out.float(), lse.float()
+        else:  # groups and tokens of a key head are one product
+            bias, dead = self._bias(layer.window, part, group, query)
+            out, lse = _partial(rows.flatten(2, 3), keys, values, bias, dead, layer)
+        out = out.reshape(items, heads, group, most, -1).permute(1, 2, 0, 3, 4).flatten(2, 3)
+        lse = lse.reshape(items, heads, group, most).permute(1, 2, 0, 3).flatten(2, 3)
+        if part.filled is not None:
+            filled = self._table(part, "filled", np.flatnonzero(part.filled), query.device)
+            where = self._table(part, "real", part.tokens[part.filled], query.device)
+            out, lse = out[:, :, filled], lse[:, :, filled]
+        return where, out, lse
 
-    def _own_bias(self, window: int | None, group: int, query: torch.Tensor) -> torch.Tensor | None:
-        """0 and -inf, [1, R, G * Q, S]; None where every cell is visible."""
-        cached = ("own", window, group, query.dtype, query.device)
+    def _bias(
+        self, window: int | None, part: _Part, group: int, query: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """0 and -inf [I, 1, G * N or 1, M], and which queries see no key [I, 1, G * N]; None where there is no such."""
+        cached = (part, "bias", window, group, query.dtype, query.device)
         if cached not in self._on_device:
-            visible = self._ago >= 0 if window is None else (self._ago >= 0) & (self._ago < window)
-            bias = None
-            if not visible.all():
-                keep = torch.from_numpy(visible).to(query.device)
-                bias = _bias(keep, query.dtype)[:, None].expand(-1, group, -1, -1).flatten(1, 2)[None]
-            self._on_device[cached] = bias
-        return self._on_device[cached]
+            visible, bias, dead = part.visible(window), None, None
+            if visible is not None:
+                keep = torch.from_numpy(np.ascontiguousarray(visible)).to(query.device)
+                if keep.shape[1] > 1:
+                    keep = keep[:, None].expand(-1, group, -1, -1).flatten(1, 2)
+                bias = torch.zeros(keep.shape, dtype=query.dtype, device=query.device).masked_fill_(~keep, -math.inf)
+                bias, none = bias[:, None], ~keep.any(-1)[:, None]
+                dead = none if none.any() else None
+            self._on_device[cached] = (bias, dead)
+        found: tuple[torch.Tensor | None, torch.Tensor | None] = self._on_device[cached]
+        return found
 
-    def _prefix_bias(
-        self, prefix: int, positions: np.ndarray, window: int, first: int, query: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sliding window over a prefix from `first` on: 0 and -inf [1, 1, G * T, keys], and who sees no key."""
-        cached = ("prefix", prefix, window, query.shape[1], query.dtype, query.device)
+    def _table(self, of: object, name: str, values: np.ndarray, device: torch.device) -> torch.Tensor:
+        cached = (of, name, device)
         if cached not in self._on_device:
-            at = torch.arange(first, self.store.prefixes[prefix].length, device=query.device)
-            keep = torch.from_numpy(positions).to(query.device)[:, None] - at < window
-            keep = keep.repeat(query.shape[1], 1)[None, None]
-            self._on_device[cached] = (_bias(keep, query.dtype), ~keep.any(-1))
-        return self._on_device[cached]
-
-    def _table(self, name: str, device: torch.device) -> torch.Tensor:
-        cached = (name, device)
-        if cached not in self._on_device:
-            self._on_device[cached] = torch.from_numpy(self._tables[name]).to(device)
-        return self._on_device[cached]
+            self._on_device[cached] = torch.from_numpy(values.reshape(-1).astype(np.int64)).to(device)
+        found: torch.Tensor = self._on_device[cached]
+        return found
 
 
-def _bias(keep: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill_(~keep, -math.inf)
+class _Rows:
+    """The rows of a batch, sorted into parts."""
+
+    def __init__(self, batch: Batch, block_size: int):
+        self.batch, self.block_size = batch, block_size
+        n_rows = len(batch.lengths)
+        self.counts = np.bincount(batch.rows, minlength=n_rows).astype(np.int64)
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.segments = batch.segments.astype(np.int64)
+        sizes = np.append(self.segments[:, 1], 0)[batch.contexts]  # -1, the padding, points at the zero
+        self.before = np.cumsum(sizes, 1) - sizes  # [R, C] position of each segment in its row
+        self.held = sizes.sum(1)
+
+    def own_parts(self) -> Iterator[_Part]:
+        """What rows read of their own tokens. Together these parts cover every token once."""
+        lengths = self.batch.lengths.astype(np.int64)
+        busy = self.counts > 0
+        for rows in _alike(np.flatnonzero(busy & (lengths == self.counts)), self.counts):
+            tokens, filled = self._grid(rows)
+            places = np.arange(tokens.shape[1])[None]
+            yield _Part(tokens, filled, tokens, None, places, places, ordered=True, causal=True)
+        # Short ones are cheaper padded than called for one by one.
+        for rows in _alike(np.flatnonzero(busy & (lengths > self.counts)), self.counts, np.maximum(lengths, 64)):
+            tokens, filled = self._grid(rows)
+            own = np.arange(lengths[rows].max())
+            blocks = self.batch.block_tables[rows].astype(np.int64)[:, own // self.block_size]
+            slots = np.where(own < lengths[rows, None], blocks * self.block_size + own % self.block_size, 0)
+            places = self.batch.positions[tokens] - self.held[rows, None]
+            yield _Part(tokens, filled, slots, None, places, own[None], ordered=True)
+
+    def segment_parts(self) -> Iterator[_Part]:
+        """What rows read of segments that others may read too."""
+        contexts = self.batch.contexts
+        if not contexts.size or not len(self.batch.tokens):
+            return
+        places = np.zeros(len(self.segments), np.int64)
+        levels = np.zeros(len(self.segments), np.int64)
+        row, level = np.nonzero(contexts >= 0)
+        places[contexts[row, level]] = self.before[row, level]
+        levels[contexts[row, level]] = level
+        # The tokens that read each segment, in order.
+        read = contexts[self.batch.rows]
+        token, level = np.nonzero(read >= 0)
+        segment = read[token, level]
+        order = np.argsort(segment, kind="stable")
+        bounds = np.searchsorted(segment[order], np.arange(len(self.segments) + 1))
+        readers = [token[order[a:b]] for a, b in pairwise(bounds)]
+        work = np.diff(bounds)
+        sizes = self.segments[:, 1]
+        used = (work > 0) & (sizes > 0)
+        # Of one level of the contexts at a time: then a token is in each part at most once.
+        groups = [np.array([k]) for k in np.flatnonzero(used & (sizes >= LONG_SEGMENT))]
+        groups += _alike(np.flatnonzero(used & (sizes < LONG_SEGMENT)), work, np.maximum(sizes, 64), 1 << levels)
+        for group in groups:
+            first, count = self.segments[group].T
+            grid, filled = _padded([readers[k] for k in group])
+            own = np.arange(count.max())
+            exists = own < count[:, None]
+            yield _Part(
+                grid,
+                filled,
+                np.where(exists, first[:, None] + own, 0),
+                None if exists.all() else exists,
+                self.batch.positions[grid].astype(np.int64),
+                places[group, None] + own,
+                run=(int(first[0]), int(first[0] + count[0])) if len(group) == 1 else None,
+            )
+
+    def _grid(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        return _padded([np.arange(self.starts[row], self.starts[row] + self.counts[row]) for row in rows])
+
+
+def _padded(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    """A grid [I, N] of the lists, padded by their first elements, and which cells are no padding (None: all)."""
+    sizes = np.array([len(one) for one in lists])
+    most = int(sizes.max())
+    if (sizes == most).all():
+        return np.stack(lists), None
+    grid = np.stack([np.concatenate([one, np.full(most - len(one), one[0])]) for one in lists])
+    return grid, np.arange(most) < sizes[:, None]
+
+
+def _alike(items: np.ndarray, *sizes: np.ndarray) -> list[np.ndarray]:
+    """Items in groups in which each size is the same up to a factor of two: padding at most doubles the work."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for item in items.tolist():
+        groups.setdefault(tuple(int(size[item]).bit_length() for size in sizes), []).append(item)
+    return [np.array(group, np.int64) for group in groups.values()]
+
+
+def _capped(scores: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def _fused(layer: Layer, query: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether torch's fused kernel can do it."""
+    return query.device.type == "cpu" and layer.softcap is None and query.shape[-1] == values.shape[-1]
 
 
 def _partial(
@@ -366,7 +436,7 @@ def _partial(
     dead: torch.Tensor | None,
     layer: Layer,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention to one side of the context.
+    """Attention to one part of the context.
 
     Args:
         query: [A, B, M, D]; keys [A, B, N, D] and values [A, B, N, Dv] with N > 0.
@@ -377,13 +447,13 @@ def _partial(
         The normalised output in float32 [A, B, M, Dv] and the log-sum-exp of its scores in float32 [A, B, M]; where a
         query sees nothing, zero and -inf.
     """
-    if query.device.type == "cpu" and layer.softcap is None and keys.shape[-1] == values.shape[-1]:
+    if _fused(layer, query, values):
         # 1.3 to 3 times the plain product, and its scores stay in float32 for bfloat16 inputs. The public function of
         # torch does not return the log-sum-exp. It crashes on N = 0, and gives a query that sees nothing lse 0.
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, keys, values, attn_mask=bias, scale=layer.scale
         )
-        out = out.float()
+        out, lse = out.float(), lse.float()
         return out, (lse if dead is None else lse.masked_fill(dead, -math.inf))
     step = max(1, MAX_SCORES // (query.shape[0] * query.shape[1] * keys.shape[2]))
     if query.shape[2] <= step:
@@ -411,25 +481,12 @@ def _plain_partial(
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`_partial` by two matrix products, on any device and for any head widths."""
-    scores = (query @ keys.mT).float() * scale
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = _capped((query @ keys.mT).float() * scale, softcap)
     if bias is not None:
         scores = scores + bias
     lse = scores.logsumexp(-1)
     weights = (scores - lse.clamp_min(torch.finfo(lse.dtype).min)[..., None]).exp()  # -inf - -inf would be NaN
     return (weights.to(values.dtype) @ values).float(), lse
-
-
-def _merge(sides: list[tuple[torch.Tensor, torch.Tensor]], sinks: torch.Tensor | None) -> torch.Tensor:
-    """Join partial results [Hk, G, T, Dv] by their log-sum-exp [Hk, G, T]; `sinks` [H] add to the denominator only."""
-    total = sides[0][1] if len(sides) == 1 else torch.logaddexp(sides[0][1], sides[1][1])
-    if sinks is not None:
-        total = torch.logaddexp(total, sinks.float().view(*total.shape[:2], 1))
-    elif len(sides) == 1:
-        return sides[0][0]
-    total = total.clamp_min(torch.finfo(total.dtype).min)
-    return torch.stack([out * (lse - total).exp()[..., None] for out, lse in sides]).sum(0)
 
 
 def attention(
@@ -442,7 +499,7 @@ def attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    toolprm: Pass | None = None,
+    toolprm: ForwardPass | None = None,
     **__: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: query [1, H, T, D], key [1, Hk, T, D], value [1, Hk, T, Dv] to [1, T, H, Dv].

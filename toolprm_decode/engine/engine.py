@@ -1,10 +1,8 @@
-"""Runs a transformers causal language model from plans: prefixes read once, then many forked rows at a time."""
+"""Runs a transformers causal language model from plans: many rows at a time, which share what they have in common."""
 
 from __future__ import annotations
 
-import copy
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from toolprm_decode.engine.attention import Batch, DecodePass, KVStore, PrefillPass, Prefix
+from toolprm_decode.engine.attention import Batch, KVStore
 from toolprm_decode.engine.runner import ModelRunner
 from toolprm_decode.engine.support import (
     check_attention,
@@ -25,12 +23,12 @@ from toolprm_decode.engine.support import (
 )
 from toolprm_decode.errors import BudgetExceeded, ModelNotSupported, RequestError, TokenizerError
 
-# Tokens of one prefill pass. Longer passes gain nothing on a CPU and hold larger activations.
-PREFILL_CHUNK = 512
+# Tokens of a sequence that are read in one pass. Longer passes gain nothing on a CPU and hold larger activations.
+CHUNK = 512
 
 
 class Engine:
-    """A model, the keys and values of what it has read, and one forward pass for both of these.
+    """A model and one forward pass for prompts and forked rows alike; what it reads is kept in a store of the caller's.
 
     The model object stays the caller's: between calls it behaves as before, and several engines may share it. An
     engine may be used from several threads; its passes then run one after another.
@@ -38,7 +36,7 @@ class Engine:
     Args:
         model: a causal language model of transformers.
         tokenizer: its tokenizer, a path or hub id of one, or None.
-        block_size: slots of one pool block.
+        block_size: slots of a block of its stores.
 
     Raises:
         ModelNotSupported: the architecture cannot be run by our attention, or its head does not fit the tokenizer.
@@ -50,8 +48,8 @@ class Engine:
         vocab_size: rows of the model's head, the width of full logits.
         stop_ids: ids that end a generation.
         max_positions: longest sequence that a pass takes; None where nothing but quality bounds it.
+        kv_bytes: bytes of the keys and values of one token.
         forward_tokens: tokens run through the model so far.
-        pool_lock: held by whoever plans the pool's blocks; a second plan on the same blocks would overwrite the first.
     """
 
     def __init__(
@@ -75,23 +73,11 @@ class Engine:
         with self._runner.locked():
             check_attention(self._runner)
             self._runner.calibrate(probe_tokens(self._runner, 4))
-            check_forks(self._runner)
+            self.kv_bytes = check_forks(self._runner)
         self.stop_ids = self._find_stop_ids()
         self._limit = position_limit(self._runner)
         self.max_positions = None if self._limit is None else self._limit[0]
-        self._start_empty()
-
-    def _start_empty(self) -> None:
         self.forward_tokens = 0
-        self.pool_lock = threading.RLock()
-        self._store = KVStore(self.block_size)
-        self._next_prefix = 0
-
-    def sibling(self) -> Engine:
-        """Another engine on the same model, with a pool and prefixes of its own, without checking the model again."""
-        other = copy.copy(self)
-        other._start_empty()
-        return other
 
     @classmethod
     def from_pretrained(
@@ -119,53 +105,33 @@ class Engine:
         model = load_model(path_or_id, device=device, dtype=dtype, **kwargs)
         return cls(model, path_or_id if tokenizer is None else tokenizer, block_size=block_size)
 
-    def prefill(self, tokens: Sequence[int], chunk: int = PREFILL_CHUNK) -> int:
-        """Read a sequence that rows will share and keep its keys and values; return its id, for `Batch.prefixes`.
+    def new_store(self, capacity: int | None = None) -> KVStore:
+        """A store for what this engine reads, of at most `capacity` blocks; it takes memory as it is needed."""
+        return KVStore(self.block_size, capacity)
 
-        Args:
-            tokens: ids; may be empty.
-            chunk: tokens of one forward pass.
+    def shares_model(self, other: Engine) -> bool:
+        """Whether passes of both run one after another, since they run one model."""
+        return self._runner.shares_lock(other._runner)
 
-        Raises:
-            RequestError: a token id is outside the vocabulary.
-            BudgetExceeded: the sequence is longer than the model can hold, or memory is out.
-        """
-        prefix, _ = self._read(tokens, chunk, np.empty(0, np.int64), None)
-        with self._runner.locked():
-            identifier = self._next_prefix
-            self._next_prefix += 1
-            self._store.prefixes[identifier] = prefix
-        return identifier
-
-    def release(self, prefix_id: int) -> None:
-        """Forget a prefix. Raises RequestError where the id is not held."""
-        with self._runner.locked():
-            if self._store.prefixes.pop(prefix_id, None) is None:
-                raise RequestError(f"prefix {prefix_id} is not held by this engine")
-
-    def forward(self, batch: Batch, vocab_ids: Sequence[int] | None = None) -> torch.Tensor:
-        """Run one batch and write its keys and values into the pool.
-
-        Args:
-            batch: see `Batch`.
-            vocab_ids: ids whose logits are wanted; only these rows of the head are computed. None for all.
+    def forward(self, store: KVStore, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run one batch and write its keys and values into the store.
 
         Returns:
-            float32 logits [L, vocab_size] or [L, len(vocab_ids)] on the head's device, with the model's own bias,
-            scaling and soft cap.
+            float32 logits [L, vocab_size] of the outputs and [F, U] of the few outputs, on the head's device, with the
+            model's own bias, scaling and soft cap. Of the few outputs only the rows of the head that are asked for are
+            computed.
 
         Raises:
-            RequestError: an unknown prefix or token id.
+            RequestError: a token id outside the vocabulary.
             BudgetExceeded: a position beyond what the model can hold, or memory is out.
         """
         with self._runner.locked():
             if not len(batch.tokens):
-                self._store.reserve(batch.blocks)
-                self._store.copy(batch.copies)
-                return torch.empty(0, self.vocab_size if vocab_ids is None else len(vocab_ids))
+                store.reserve(batch.blocks)
+                store.copy(batch.copies)
+                return torch.empty(0, self.vocab_size), torch.empty(0, len(batch.few_ids))
             self._check(batch.tokens, int(batch.positions.max()) + 1)
-            context = DecodePass(self._store, batch)
-            logits = self._runner.run(batch.tokens, batch.positions, context, batch.outputs, vocab_ids)
+            logits = self._runner.run(store, batch)
             self.forward_tokens += len(batch.tokens)
         return logits
 
@@ -174,15 +140,48 @@ class Engine:
         tokens: Sequence[int],
         outputs: Sequence[int],
         vocab_ids: Sequence[int] | None = None,
-        chunk: int = PREFILL_CHUNK,
+        chunk: int = CHUNK,
     ) -> torch.Tensor:
         """Logits of one sequence from scratch, keeping nothing: float32 [len(outputs), vocab_size or len(vocab_ids)].
 
         Args:
             tokens: ids, not empty.
             outputs: indices into `tokens`, ascending, whose next-token logits are wanted.
+            vocab_ids: ids whose logits are wanted; None for all.
+            chunk: tokens of one forward pass.
+
+        Raises:
+            RequestError, BudgetExceeded: as `forward`.
         """
-        return self._read(tokens, chunk, np.asarray(outputs, np.int64), vocab_ids)[1]
+        if chunk < 1:
+            raise RequestError(f"chunk must be positive, not {chunk}")
+        ids, wanted = np.asarray(tokens, np.int32), np.asarray(outputs, np.int32)
+        none = np.zeros(0, np.int32)
+        store = KVStore(block_size=1)
+        parts = [torch.empty(0, self.vocab_size if vocab_ids is None else len(vocab_ids))]
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            here = wanted[(wanted >= start) & (wanted < start + len(part))] - start
+            positions = np.arange(start, start + len(part), dtype=np.int32)
+            batch = Batch(
+                tokens=part,
+                positions=positions,
+                rows=np.zeros_like(part),
+                slots=1 + positions,
+                segments=np.array([[1, start]], np.int32)[: min(start, 1)],
+                contexts=np.zeros((1, min(start, 1)), np.int32),
+                block_tables=np.zeros((1, 0), np.int32),
+                lengths=np.array([len(part)], np.int32),
+                outputs=here if vocab_ids is None else none,
+                few_outputs=none if vocab_ids is None else here,
+                few_ids=none if vocab_ids is None else np.asarray(vocab_ids, np.int32),
+                copies=np.zeros((0, 3), np.int32),
+                blocks=1 + len(ids),
+            )
+            full, few = self.forward(store, batch)
+            if len(here):
+                parts.append(full if vocab_ids is None else few)
+        return torch.cat([part.to(parts[-1].device) for part in parts])
 
     def check_head(self, tokenizer_size: int) -> None:
         """Refuse a head that does not fit a tokenizer of that many ids. Raises ModelNotSupported with both numbers.
@@ -195,28 +194,6 @@ class Engine:
                 f"{type(self.model).__name__} has a head of {rows} rows, but the tokenizer has {tokenizer_size} ids: "
                 "load the tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer))"
             )
-
-    def _read(
-        self, tokens: Sequence[int], chunk: int, outputs: np.ndarray, vocab_ids: Sequence[int] | None
-    ) -> tuple[Prefix, torch.Tensor]:
-        if chunk < 1:
-            raise RequestError(f"chunk must be positive, not {chunk}")
-        ids = np.asarray(tokens, np.int64)
-        prefix = Prefix(len(ids))
-        parts = [torch.empty(0, self.vocab_size if vocab_ids is None else len(vocab_ids))]
-        with self._runner.locked():
-            if len(ids):
-                self._check(ids, len(ids))
-            for start in range(0, len(ids), chunk):
-                part = ids[start : start + chunk]
-                wanted = outputs[(outputs >= start) & (outputs < start + len(part))] - start
-                context = PrefillPass(prefix, start, len(part))
-                positions = np.arange(start, start + len(part))
-                logits = self._runner.run(part, positions, context, wanted, vocab_ids)
-                if len(wanted):
-                    parts.append(logits)
-                self.forward_tokens += len(part)
-        return prefix, torch.cat([part.to(parts[-1].device) for part in parts])
 
     def _check(self, tokens: np.ndarray, length: int) -> None:
         low, high = int(tokens.min()), int(tokens.max())

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from toolprm_decode.engine.attention import NAME, Pass
+from toolprm_decode.engine.attention import NAME, Batch, ForwardPass, KVStore
 from toolprm_decode.errors import RequestError
 
 
@@ -74,6 +74,10 @@ class ModelRunner:
         self._scale = 1.0
         self._softcap: float | None = None
 
+    def shares_lock(self, other: ModelRunner) -> bool:
+        """Whether the passes of both run one after another."""
+        return any(lock in other._locks for lock in self._locks)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other engine on this model, or on one that shares its configuration, out."""
@@ -103,43 +107,37 @@ class ModelRunner:
                     for config, name in zip(self._configs, own, strict=True):
                         config._attn_implementation = name
 
-    def run(
-        self,
-        tokens: Sequence[int] | np.ndarray,
-        positions: np.ndarray,
-        context: Pass,
-        outputs: np.ndarray | None = None,
-        vocab_ids: Sequence[int] | None = None,
-    ) -> torch.Tensor:
-        """One forward pass over T flattened tokens.
+    def run(self, store: KVStore, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """One forward pass: float32 logits [L, vocabulary] of its outputs, and [F, U] of its few outputs.
 
-        Args:
-            tokens: [T] ids; positions: [T] absolute positions.
-            context: what the attention reads and writes.
-            outputs: [L] indices of the tokens whose logits are wanted; None for none.
-            vocab_ids: ids whose logits are wanted; None for all.
-
-        Returns:
-            float32 [L, vocabulary] or [L, len(vocab_ids)].
+        Raises RequestError where a wanted id is none of the head's.
         """
-        outputs = np.empty(0, np.int64) if outputs is None else np.asarray(outputs, np.int64)
+        few_ids = self._checked(batch.few_ids)
+        context = ForwardPass(store, batch)
+        outputs = np.concatenate([batch.outputs, batch.few_outputs]).astype(np.int64)
         where = torch.from_numpy(outputs).to(self.device)
-        ids = torch.from_numpy(np.asarray(tokens, np.int64))[None].to(self.device)
-        at = torch.from_numpy(np.asarray(positions, np.int64))[None].to(self.device)
-        wanted = self._wanted(vocab_ids)
+        ids = torch.from_numpy(batch.tokens.astype(np.int64))[None].to(self.device)
+        at = torch.from_numpy(batch.positions.astype(np.int64))[None].to(self.device)
         model: nn.Module = self.model.base_model if self._direct else self.model
         options: dict[str, Any] = {"position_ids": at, "use_cache": False, "toolprm": context}
         if self._keep and not self._direct:
             options["logits_to_keep"] = where if len(outputs) else where.new_zeros(1)
         with self.switched(NAME):
             result = model(input_ids=ids, **options)[0][0]
+        full, few = torch.empty(0, self.vocab_size), torch.empty(0, len(few_ids))
         if not len(outputs):
-            return torch.empty(0, self.vocab_size if wanted is None else len(wanted))
+            return full, few
+        # What is wanted of the result: hidden states to be read by the head, or logits.
+        result = result if self._keep and not self._direct else result[where.to(result.device)]
+        n_full = len(batch.outputs)
         with torch.no_grad():  # not inference mode: the caller may write into the logits
             if self._direct:
-                return self._logits(result[where.to(result.device)], wanted)
-            logits = result if self._keep else result[where.to(result.device)]
-            return logits.float().clone() if wanted is None else logits[:, wanted.to(logits.device)].float()
+                if n_full:
+                    full = self._logits(result[:n_full], None)
+                if n_full < len(outputs):
+                    few = self._logits(result[n_full:], few_ids)
+                return full, few
+            return result[:n_full].float().clone(), result[n_full:][:, few_ids.to(result.device)].float()
 
     def own_logits(self, tokens: Sequence[int], **options: Any) -> torch.Tensor:
         """The model's own forward over one sequence, with its own attention: float32 [T, vocabulary]."""
@@ -228,13 +226,10 @@ class ModelRunner:
                 logits = logits * self._scale
             return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
-    def _wanted(self, vocab_ids: Sequence[int] | None) -> torch.Tensor | None:
-        if vocab_ids is None:
-            return None
-        ids = np.asarray(vocab_ids, np.int64)
-        if len(ids) and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            raise RequestError(f"vocab_ids {ids.min()}..{ids.max()} reach outside the head's {self.vocab_size} rows")
-        return torch.from_numpy(ids).to(self.device)
+    def _checked(self, few_ids: np.ndarray) -> torch.Tensor:
+        if len(few_ids) and (few_ids.min() < 0 or few_ids.max() >= self.vocab_size):
+            raise RequestError(f"ids {few_ids.min()}..{few_ids.max()} reach outside the head's {self.vocab_size} rows")
+        return torch.from_numpy(few_ids.astype(np.int64)).to(self.device)
 
 
 def _bare(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from toolprm_decode.engine.attention import Batch, DecodePass, KVStore, PrefillPass, Prefix
+from toolprm_decode.engine.attention import Batch, KVStore
 from toolprm_decode.engine.runner import ModelRunner
 from toolprm_decode.errors import ModelNotSupported
 
@@ -183,11 +183,15 @@ AttentionInterface.register(_TRACE, _trace_attention)
 AttentionMaskInterface.register(_TRACE, _trace_mask)
 
 
-def check_forks(runner: ModelRunner) -> None:
-    """Compare a small forked case with the model's own forward. Raises ModelNotSupported where they differ."""
+def check_forks(runner: ModelRunner) -> int:
+    """Compare a small forked case with the model's own forward; return the bytes of a token's keys and values.
+
+    Raises ModelNotSupported where they differ.
+    """
     tokens = probe_tokens(runner, 4 * _PROBE_LENGTH)
+    store = KVStore(block_size=4)
     try:
-        cases = _forked_logits(runner, tokens)
+        cases = _forked_logits(runner, store, tokens)
     except ModelNotSupported as error:
         raise refusal(runner.model, str(error)) from error
     except torch.OutOfMemoryError:
@@ -210,52 +214,85 @@ def check_forks(runner: ModelRunner) -> None:
                 f"forked rows differ from its own forward pass by {difference:.2g} (allowed {bound:.2g}), so a layer "
                 f"keeps something that our attention does not see; {_ALTERNATIVE}",
             )
+    return store.bytes_per_slot
 
 
-def _forked_logits(runner: ModelRunner, tokens: list[int]) -> list[tuple[list[int], torch.Tensor]]:
-    """Four rows over two prefixes, one of them forked from another by a block copy: (whole sequence, last logits)."""
-    store = KVStore(block_size=4)
-    prefixes = [tokens[:5], tokens[5:7]]
-    for index, prefix in enumerate(prefixes):
-        store.prefixes[index] = Prefix(len(prefix))
-        for start in range(0, len(prefix), 3):
-            part = prefix[start : start + 3]
-            context = PrefillPass(store.prefixes[index], start, len(part))
-            runner.run(part, np.arange(start, start + len(part)), context)
+def _forked_logits(runner: ModelRunner, store: KVStore, tokens: list[int]) -> list[tuple[list[int], torch.Tensor]]:
+    """Four rows behind two prompts, one of them forked from another by a block copy: (whole sequence, last logits).
+
+    The first prompt is read in two parts; the second shares three tokens with it, and lies in two segments.
+    """
+    prompts = [tokens[:5], tokens[:3] + tokens[5:7]]
     rows = [tokens[7:10], tokens[10:11], tokens[11:13]]
-    of = np.array([0, 0, 1], np.int32)
-    held = np.array([5, 5, 2])
-    counts = np.array([len(row) for row in rows])
-    place = np.concatenate([np.arange(n) for n in counts])
-    row = np.repeat(np.arange(3), counts)
-    ours = [
-        Batch(
-            tokens=np.concatenate(rows),
-            positions=held[row] + place,
-            rows=row,
-            slots=row * 4 + place,
-            prefixes=of,
-            block_tables=np.array([[0], [1], [2]], np.int32),
-            lengths=counts,
-            outputs=np.array([2]),
-            copies=np.zeros((0, 3), np.int32),
-            blocks=3,
+    one, two = [(4, 3), (7, 2)], [(4, 3), (12, 2)]
+    last = [(0, 13), (1, 14), (2, 15), (0, 16)]
+    ours: list[torch.Tensor] = []
+    for batch in (
+        _batch([(prompts[0][:3], 0, [], [4, 5, 6])]),
+        # What the first row reads here, the second one's rows read in the same pass.
+        _batch(
+            [
+                (prompts[0][3:], 3, one[:1], [7, 8]),
+                (prompts[1][3:], 3, two[:1], [12, 13]),
+                (rows[0], 5, one, [16, 17, 18]),
+                (rows[1], 5, one, [20]),
+                (rows[2], 5, two, [24, 25]),
+            ],
+            outputs=[6],
+            tables=[[], [], [4], [5], [6]],
+            blocks=7,
         ),
-        Batch(
-            tokens=np.array(tokens[13:17]),
-            positions=np.array([8, 6, 4, 8]),
-            rows=np.arange(4),
-            slots=np.array([3, 5, 10, 15]),
-            prefixes=np.array([0, 0, 1, 0], np.int32),
-            block_tables=np.array([[0], [1], [2], [3]], np.int32),
-            lengths=np.array([4, 2, 3, 4]),
-            outputs=np.arange(4),
-            copies=np.array([[0, 12, 3]], np.int32),
-            blocks=4,
+        _batch(
+            [
+                ([tokens[13]], 8, one, [19]),
+                ([tokens[14]], 6, one, [21]),
+                ([tokens[15]], 7, two, [26]),
+                ([tokens[16]], 8, one, [31]),
+            ],
+            outputs=[0, 1, 2, 3],
+            tables=[[4], [5], [6], [7]],
+            lengths=[4, 2, 3, 4],
+            copies=[(16, 28, 3)],
+            blocks=8,
         ),
-    ]
-    first, second = (runner.run(b.tokens, b.positions, DecodePass(store, b), b.outputs) for b in ours)
-    sequences = [
-        [*prefixes[p], *rows[r], token] for p, r, token in zip([0, 0, 1, 0], [0, 1, 2, 0], tokens[13:17], strict=True)
-    ]
-    return [([*prefixes[0], *rows[0]], first[0]), *zip(sequences, second, strict=True)]
+    ):
+        ours += runner.run(store, batch)[0]
+    sequences = [[*prompts[0], *rows[0]]]
+    sequences += [[*prompts[1 if row == 2 else 0], *rows[row], tokens[at]] for row, at in last]
+    return list(zip(sequences, ours, strict=True))
+
+
+def _batch(
+    rows: list[tuple[list[int], int, list[tuple[int, int]], list[int]]],
+    outputs: list[int] | None = None,
+    tables: list[list[int]] | None = None,
+    lengths: list[int] | None = None,
+    copies: list[tuple[int, int, int]] | None = None,
+    blocks: int = 4,
+) -> Batch:
+    """rows: tokens, first position, segments of the context, slots."""
+    segments = sorted({segment for *_, context, _ in rows for segment in context})
+    tables = tables or [[] for _ in rows]
+
+    def padded(lists: list[list[int]]) -> np.ndarray:
+        out = np.full((len(lists), max(map(len, lists))), -1, np.int32)
+        for row, values in enumerate(lists):
+            out[row, : len(values)] = values
+        return out
+
+    none = np.zeros(0, np.int32)
+    return Batch(
+        tokens=np.array([t for tokens, *_ in rows for t in tokens], np.int32),
+        positions=np.array([at + i for tokens, at, *_ in rows for i in range(len(tokens))], np.int32),
+        rows=np.array([r for r, (tokens, *_) in enumerate(rows) for _ in tokens], np.int32),
+        slots=np.array([s for *_, slots in rows for s in slots], np.int32),
+        segments=np.array(segments, np.int32).reshape(-1, 2),
+        contexts=padded([[segments.index(s) for s in context] for *_, context, _ in rows]),
+        block_tables=padded(tables),
+        lengths=np.array(lengths or [len(tokens) for tokens, *_ in rows], np.int32),
+        outputs=np.array(outputs or [], np.int32),
+        few_outputs=none,
+        few_ids=none,
+        copies=np.array(copies or [], np.int32).reshape(-1, 3),
+        blocks=blocks,
+    )

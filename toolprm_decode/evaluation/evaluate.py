@@ -115,8 +115,9 @@ def evaluate(
                     prm.append(0)
                     continue
                 right.append(trajectory_right(sample, strategy.pick(decoded)))
-                policy.append(decoded.stats.policy_tokens)
-                prm.append(decoded.stats.prm_tokens)
+                # Prompts count in full: what a question costs must not depend on what was asked before it.
+                policy.append(decoded.stats.policy_tokens + decoded.stats.cached_tokens)
+                prm.append(decoded.stats.prm_tokens + decoded.stats.prm_cached_tokens)
             if progress is not None:
                 progress(strategy.name, start + len(part))
         outcomes.append(Outcome(strategy, np.array(right), np.array(policy), np.array(prm), refused))

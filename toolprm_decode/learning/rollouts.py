@@ -76,7 +76,9 @@ class RolloutSettings:
         """A decoder with the policy and the reward model named here. Raises what Decoder raises."""
         if self.policy is None:
             raise RequestError("name the policy: a transformers folder or hub id")
-        return Decoder(self.policy, self.prm, format=self.format)
+        # Without prompts of earlier batches: what was read before changes the last digits of a log-probability, and a
+        # run that goes on elsewhere must give the same.
+        return Decoder(self.policy, self.prm, format=self.format, prefix_memory=0)
 
     def _search(self, seed: int) -> Search:
         beam = self.strategy == "search"
@@ -141,7 +143,7 @@ class Rollouts:
 
     Attributes:
         skipped: (sample id, reason) of the queries that could not be asked.
-        policy_tokens: tokens run through the policy, prompts included.
+        policy_tokens: tokens that the answers took of the policy, prompts in full.
         format: name of the call format, once a query was answered.
     """
 
@@ -165,7 +167,8 @@ class Rollouts:
                 log.info("query %s is skipped: %s", sample.id, answer)
                 self.skipped.append((sample.id, " ".join(str(answer).split())))
                 continue
-            self.policy_tokens += answer.stats.policy_tokens
+            # Prompts count in full: a data set must not depend on which of its queries were decoded together.
+            self.policy_tokens += answer.stats.policy_tokens + answer.stats.cached_tokens
             self.format = answer.format
             grammar = self.decoder.grammar(request.tools, request.search)
             assert grammar.format is not None
@@ -178,14 +181,12 @@ def decode_each(decoder: Decoder, requests: Sequence[Request]) -> list[Decoded |
 
     Raises ModelNotSupported where the model's logits are not numbers.
     """
-    try:
-        return list(decoder.decode_batch(requests))
-    except _REFUSALS as error:
-        # A request that is refused fails the batch, mostly before any model ran: halves find it.
-        if len(requests) == 1:
-            return [error]
-        middle = len(requests) // 2
-        return decode_each(decoder, requests[:middle]) + decode_each(decoder, requests[middle:])
+    answers: list[Decoded | ToolprmError] = []
+    for answer in decoder.decode_batch(requests, return_exceptions=True):
+        if isinstance(answer, Exception) and not isinstance(answer, _REFUSALS):
+            raise answer
+        answers.append(answer)
+    return answers
 
 
 def roll_out(samples: Iterable[Sample], decoder: Decoder, settings: RolloutSettings) -> Rollouts:

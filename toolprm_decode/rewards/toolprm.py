@@ -49,7 +49,7 @@ class ToolPRM:
         RequestError: an unknown step kind, no tags at all, equal labels, or a temperature that is not above zero.
 
     Attributes:
-        engine: runs the model, with a pool of its own. tokenizer: its tokenizer.
+        engine: runs the model. tokenizer: its tokenizer.
         tags: step kind to tag text. label_ids: (plus, minus) token ids. temperature: of the scores.
     """
 
@@ -95,8 +95,7 @@ class ToolPRM:
         self.label_ids: tuple[int, int] = (self._label_id(self.plus), self._label_id(self.minus))
         if self.label_ids[0] == self.label_ids[1]:
             raise RequestError(f"the labels {self.plus!r} and {self.minus!r} are the same token")
-        # A sibling, since the engine given may be the policy's: its pool is planned without regard to ours.
-        self.engine = model.sibling() if isinstance(model, Engine) else Engine(model, tokenizer)
+        self.engine = model if isinstance(model, Engine) else Engine(model, tokenizer)
         self.engine.check_head(len(tokenizer))
 
     @classmethod

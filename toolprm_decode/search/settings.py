@@ -37,7 +37,9 @@ class Search:
         aggregate: how the step scores of a candidate combine: "last", "min", "product" or "mean".
         policy_weight: a candidate ranks by log(score) + policy_weight * log-probability; without a reward model by
             the log-probability. Ranks count to four decimals; among equals the most frequent candidate goes first.
-        distinct: sampling without replacement over steps; not available yet.
+        distinct: the candidates of a beam (of "sample" the answers) are different: drawn without replacement from the
+            policy's own distribution (Kool et al. 2019, "Stochastic Beams and Where to Find Them"). Needs a temperature
+            above 0.
         seed: of the random numbers; the same seed gives the same answer, whatever ran before or beside.
         max_tokens: most tokens of an answer. What would be longer is closed the shortest legal way.
         max_calls: most calls of an answer, None for any number.
@@ -80,8 +82,8 @@ class Search:
         for name in ("distinct", "allow_no_call", "forced_runs"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be True or False, not {getattr(self, name)!r:.60}")
-        if self.distinct:
-            raise RequestError("distinct candidates are not available yet: leave distinct=False")
+        if self.distinct and self.temperature == 0:
+            raise RequestError("distinct candidates need a temperature above 0")
 
     @staticmethod
     def _check_count(name: str, value: Any, least: int, most: int) -> None:
@@ -98,7 +100,7 @@ class Search:
         """The same as the core takes it. max_tokens: the room that the model's context leaves, at most our own."""
         options = _core.SearchOptions()
         options.strategy, options.aggregate = STRATEGIES[self.strategy], AGGREGATES[self.aggregate]
-        for name in ("beams", "width", "temperature", "policy_weight", "seed", "forced_runs"):
+        for name in ("beams", "width", "temperature", "policy_weight", "distinct", "seed", "forced_runs"):
             setattr(options, name, getattr(self, name))
         options.max_tokens = max_tokens
         return options

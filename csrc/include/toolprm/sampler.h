@@ -9,9 +9,16 @@
 
 namespace toolprm {
 
-// A uniform number in [0, 1): Philox 4x32-10 (Salmon et al. 2011) with seed as key and (candidate, position, round, 0)
-// as counter. The same on every machine, whatever else runs.
-double uniform(std::uint64_t seed, std::uint32_t candidate, std::uint32_t position, std::uint32_t round);
+// A uniform number in [0, 1): Philox 4x32-10 (Salmon et al. 2011) with seed as key and (candidate, position, round,
+// lane) as counter. The same on every machine, whatever else runs.
+double uniform(std::uint64_t seed, std::uint32_t candidate, std::uint32_t position, std::uint32_t round,
+               std::uint32_t lane = 0);
+
+// The logits of one row: those of the whole vocabulary, or of some ids only.
+struct Logits {
+  std::span<const float> values;
+  std::span<const TokenId> ids = {}; // of the values, ascending; empty: value i is token i's
+};
 
 // Draws one token a number in uniforms from softmax(logits / temperature) over the legal tokens, by inversion of the
 // cumulative distribution in ascending order of token ids, in double. Temperature 0: the likeliest token, the lowest id
@@ -19,7 +26,23 @@ double uniform(std::uint64_t seed, std::uint32_t candidate, std::uint32_t positi
 // legal tokens. Thread-safe.
 // Throws std::invalid_argument where a legal token has no logit; std::domain_error where a legal logit is NaN, or the
 // largest is infinite.
-void sample(std::span<const float> logits, const Mask &mask, double temperature, std::span<const double> uniforms,
+void sample(const Logits &logits, const Mask &mask, double temperature, std::span<const double> uniforms,
             TokenId *tokens, double *logprobs);
+
+// A sequence in a race of Gumbel-perturbed log-probabilities (Kool et al. 2019, "Stochastic Beams and Where to Find
+// Them"): the k highest of all sequences are a sample of k without replacement. A prefix holds the place of the best
+// sequence that goes on from it.
+struct Perturbed {
+  double logprob = 0; // of the sequence, at the temperature of the draw
+  double gumbel = 0;  // the perturbed one
+};
+
+// Draws up to uniforms.size() different tokens without replacement from softmax(logits / temperature) over the legal
+// ones, and their places in the race below parent, best first: the first inherits the parent's. uniforms choose the
+// tokens as in sample(), gumbel_uniforms (as many) the places. Returns how many there are: fewer where fewer are legal.
+// tokens, logprobs, perturbed: room for uniforms.size() each. The temperature must be above 0. Throws as sample().
+std::size_t sample_distinct(const Logits &logits, const Mask &mask, double temperature,
+                            std::span<const double> uniforms, std::span<const double> gumbel_uniforms,
+                            const Perturbed &parent, TokenId *tokens, double *logprobs, Perturbed *perturbed);
 
 } // namespace toolprm

@@ -1,9 +1,11 @@
 // Grammar-constrained search over step boundaries (arXiv 2510.14703, fine-grained beam search), sans-IO: it never runs
-// a model. plan() says what to run next, commit_tokens() and commit_scores() take what came out.
+// a model. plan() says what to run next, commit_tokens() and commit_scores() take what came out. The blocks of keys and
+// values, the prompts that requests share, and who waits for memory are its affair too.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <memory>
 #include <span>
@@ -13,6 +15,8 @@
 #include "toolprm/block_pool.h"
 #include "toolprm/mask.h"
 #include "toolprm/matcher.h"
+#include "toolprm/prefix_cache.h"
+#include "toolprm/sampler.h"
 
 namespace toolprm {
 
@@ -36,6 +40,8 @@ struct SearchOptions {
   double temperature = 0.8;
   Aggregate aggregate = Aggregate::kLast;
   double policy_weight = 0; // rank = log(score) + policy_weight * log-probability
+  // The candidates of a beam (of kSample: the answers) are drawn without replacement, as different token sequences.
+  bool distinct = false;
   std::uint64_t seed = 0;
   std::int32_t max_tokens = 512;
   bool forced_runs = true; // write what the grammar leaves no choice about without asking the model
@@ -51,35 +57,53 @@ struct Request {
   Matcher matcher;
   SearchOptions options = {};
   Scoring scoring = Scoring::kNone;
-  std::int32_t policy_prefix = 0; // the engine's id of the prompt without its last token
-  std::int32_t policy_length = 0; // tokens of that prefix
-  TokenId last_token = 0;         // the prompt's last token: the first one that the search runs
-  std::int32_t reward_prefix = 0;
-  std::int32_t reward_length = 0;
+  std::vector<TokenId> prompt = {}; // of the policy; not empty
+  std::vector<TokenId> reward_prompt = {};
   std::shared_ptr<const RewardFormat> reward = nullptr;
 };
 
-enum class PlanKind : std::uint8_t { kDecode, kScore, kDone };
+// The two models that a search asks.
+enum class Side : std::uint8_t { kPolicy, kReward };
 
-// What to run next. Rows are distinct prefixes; tokens of all rows lie end to end.
+enum class PlanKind : std::uint8_t {
+  kDecode, // a pass of the policy; its samples go to commit_tokens()
+  kScore,  // a pass of the reward model, or prefixes for the caller to score; to commit_scores()
+  kDone,   // nothing can be run (on this side) now
+};
+
+// What to run next. Rows are distinct prefixes, or parts of prompts that are being read; tokens of all rows lie end to
+// end. A row reads the segments of its context, then its own tokens: those in its blocks, and up to itself those of
+// this pass. Keys and values of all tokens are to be written before any are read: a row may read a segment that another
+// row fills in the same pass.
 struct Plan {
   PlanKind kind = PlanKind::kDone;
   // of the forward pass
   std::vector<std::int32_t> tokens, positions, rows, slots; // a token each; positions are absolute
-  std::vector<std::int32_t> prefixes, lengths;              // a row each; lengths: own tokens after this pass
-  std::vector<std::int32_t> block_tables;                   // rows x table_width, -1 padded
+  std::vector<Segment> segments;                            // distinct, of all rows
+  std::vector<std::int32_t> contexts;                       // rows x context_width, into segments, -1 padded
+  std::int32_t context_width = 0;
+  // A row each: own tokens after this pass, of which those before it are in its blocks. A row whose tokens are all of
+  // this pass needs no blocks.
+  std::vector<std::int32_t> lengths;
+  std::vector<std::int32_t> block_tables; // rows x table_width, -1 padded
   std::int32_t table_width = 0;
   std::vector<std::int32_t> outputs; // indices into tokens whose logits are wanted
   std::vector<SlotCopy> copies;      // to be made first
-  std::int32_t blocks = 0;           // blocks that the pool's tensors must hold
+  std::int32_t blocks = 1;           // blocks that the pool's tensors must hold; nobody writes into block 0
+  // DECODE: the first full_outputs want the logits of the whole vocabulary, the others those of few_ids alone
+  std::int32_t full_outputs = 0;
+  std::vector<TokenId> few_ids; // ascending
   // DECODE: an output each
   std::vector<std::shared_ptr<const Mask>> masks; // distinct
   std::vector<std::int32_t> mask_index;           // into masks
   std::vector<std::int32_t> draws;                // samples wanted
   std::vector<double> temperatures;
+  std::vector<std::uint8_t> distinct; // the samples are different tokens, by sample_distinct()
+  std::vector<Perturbed> parents;     // of those
   // DECODE: a sample each, in the order of outputs
   std::vector<double> uniforms;
-  // SCORE by the caller: an output each
+  std::vector<double> gumbel_uniforms; // of distinct ones
+  // Whose an output (of a SCORE by the caller: a prefix to score) is
   std::vector<std::int64_t> requests;
   std::vector<std::vector<Step>> prefixes_to_score; // the steps up to and with the one to score
 };
@@ -110,8 +134,10 @@ struct Answer {
 };
 
 struct SearchStats {
-  std::int64_t policy_tokens = 0, reward_tokens = 0, forced_tokens = 0;
-  std::int64_t candidates = 0, distinct_candidates = 0, masks = 0, rounds = 0, forward_passes = 0;
+  // Tokens that were run, and tokens of the prompts that were not, since another request had.
+  std::int64_t policy_tokens = 0, reward_tokens = 0, cached_tokens = 0, reward_cached_tokens = 0;
+  std::int64_t forced_tokens = 0, candidates = 0, distinct_candidates = 0, masks = 0, rounds = 0, forward_passes = 0;
+  std::int64_t preemptions = 0; // how often it gave its blocks to an older request, to be read again later
 };
 
 struct Result {
@@ -120,21 +146,38 @@ struct Result {
   SearchStats stats;
 };
 
-// Several requests at once. Not thread-safe: one thread at a time.
+struct PoolOptions {
+  std::int32_t block_size = 16; // slots of a block
+  std::int32_t capacity = 0;    // blocks, 0 for no limit
+  // Blocks of prompts that no request uses any more and that are kept for those to come; -1: half of the capacity.
+  std::int32_t idle = -1;
+};
+
+struct SearchConfig {
+  PoolOptions policy = {}, reward = {};
+  std::int32_t prompt_tokens = 512; // of prompts, read in one pass
+  std::int32_t most_requests = 256; // under way at once; the others wait
+};
+
+// Many requests at once, each of which may come, end or be cancelled at any time. Not thread-safe: one thread at a time
+// may be inside, but the passes of the two sides may run beside each other.
 //
 //   Search search;
-//   auto id = search.add({matcher, options});
+//   auto id = search.add({matcher, options, Scoring::kNone, prompt});
 //   for (const Plan *plan = &search.plan(); plan->kind == PlanKind::kDecode; plan = &search.plan()) {
 //     run_model(*plan, logits); // [outputs, vocabulary]
 //     draw(*plan, logits, tokens, logprobs); // by sample() on a CPU
 //     search.commit_tokens(tokens, logprobs);
 //   }
 //   Result result = search.take(id);
+//
+// Where blocks lack, idle prompts go first; then the youngest requests give theirs up, wait, and read their tokens
+// again later (the answer is the same: random numbers depend on their keys alone). A request that finds no room when
+// all others are gone fails with OutOfBlocks.
 class Search {
 public:
-  // block_size: slots of a block of keys and values of the policy; reward_block_size: of the reward model, 0 for the
-  // same. Throws std::invalid_argument for sizes below 1.
-  explicit Search(std::int32_t block_size = 16, std::int32_t reward_block_size = 0);
+  // Throws std::invalid_argument for sizes out of range.
+  explicit Search(SearchConfig config = {});
   ~Search();
   Search(const Search &) = delete;
   Search &operator=(const Search &) = delete;
@@ -144,33 +187,70 @@ public:
   std::int64_t add(Request request);
   // Drops a request and its blocks; unknown ids are ignored. What an open plan asks for it is ignored at the commit.
   void cancel(std::int64_t id);
+  // Requests that are finished or have failed, and wait to be taken.
+  std::vector<std::int64_t> ended() const;
   // Throws std::out_of_range for an unknown id.
   bool finished(std::int64_t id) const;
-  // Takes a finished request out. Throws std::out_of_range where it is unknown or not finished.
+  // Takes a finished request out, or throws what it failed with (its tokenizer's error, BudgetError where its text can
+  // be read in too many ways, OutOfBlocks). Throws std::out_of_range where it is unknown or not finished.
   Result take(std::int64_t id);
+  // Steps from an index on that all answers still possible have in common.
+  std::vector<ScoredStep> certain(std::int64_t id, std::size_t from) const;
+  // Requests that wait for room, or that have begun; those that ended are neither.
+  std::size_t waiting() const, under_way() const;
 
-  // What to run next; the same plan again until it is committed. Requests added meanwhile wait for the next one.
-  // The reference is good until the next call that makes another plan.
+  // What a side is to run next; the same plan again until it is committed. Both sides may have a plan open. Requests
+  // added meanwhile wait for the next one. The reference is good until the side's next plan is made. Where a side has
+  // nothing to run, the other one may have since: ask it too before waiting.
+  const Plan &plan(Side side);
+  // The same for a caller that runs one pass at a time: scores once as many requests wait for one as do not.
   const Plan &plan();
-  // tokens and log-probabilities, one a sample of the plan. Throws std::invalid_argument for illegal tokens or wrong
-  // counts; the plan is then still open. Where a request cannot go on (its tokenizer throws, or its text can be read in
-  // too many ways), all others are committed, it is dropped, and what it threw is thrown.
-  void commit_tokens(std::span<const TokenId> tokens, std::span<const double> logprobs);
-  // Scores in [0, 1], one an output of the plan. Throws as commit_tokens() does.
+  // tokens and log-probabilities, one a sample of the policy's plan; perturbed too where it has distinct outputs (a
+  // token of -1 stands for one that there was not). Throws std::invalid_argument for illegal tokens or wrong counts;
+  // the plan is then still open. A request that cannot go on fails alone: see ended().
+  void commit_tokens(std::span<const TokenId> tokens, std::span<const double> logprobs,
+                     std::span<const Perturbed> perturbed = {});
+  // Scores in [0, 1], one an output of the reward side's plan, or a prefix to score. Throws as commit_tokens() does.
   void commit_scores(std::span<const double> scores);
+  // The side's open plan could not be run: its requests fail with what is given, nothing that it wrote is used.
+  void fail(Side side, const std::exception_ptr &error);
 
-  const BlockPool &policy_pool() const { return *policy_pool_; }
-  const BlockPool &reward_pool() const { return *reward_pool_; }
+  const BlockPool &pool(Side side) const { return *side_of(side).pool; }
+  // Blocks of prompts that no request uses.
+  std::int32_t idle_blocks(Side side) const { return side_of(side).cache->idle(); }
+  // Forgets those prompts.
+  void clear_cache();
 
 private:
   struct Task;
-  template <class Use> void commit(const Use &use);
-  std::shared_ptr<BlockPool> policy_pool_, reward_pool_;
-  std::map<std::int64_t, std::unique_ptr<Task>> tasks_;
+  struct SideState {
+    std::shared_ptr<BlockPool> pool;
+    std::shared_ptr<PrefixCache> cache;
+    Plan plan;
+    bool open = false;
+    std::vector<std::int64_t> tasks; // that take part in the open plan
+  };
+  const SideState &side_of(Side side) const { return sides_[static_cast<std::size_t>(side)]; }
+  SideState &side_of(Side side) { return sides_[static_cast<std::size_t>(side)]; }
+  bool in_open_plan(std::int64_t id) const;
+  bool alone(const Task &task) const;
+  void admit();
+  bool admit(Task &task);
+  bool restart(Task &task);
+  bool reserve(Task &task, Side side, std::int32_t blocks);
+  bool preempt_youngest(const Task &older);
+  static bool reads_all(const Task &task, Side side, std::int32_t room);
+  template <class Read> static bool read_prompt(Task &task, Side side, std::int32_t &room, const Read &read);
+  void plan_policy();
+  void plan_reward();
+  void plan_external();
+  template <class Use> void commit(Side side, const Use &use);
+
+  SearchConfig config_;
+  std::array<SideState, 2> sides_;
+  std::map<std::int64_t, std::unique_ptr<Task>> tasks_; // by age
   std::int64_t next_id_ = 0;
-  Plan plan_;
-  std::vector<std::pair<std::int64_t, std::size_t>> shares_; // of the open plan: request, its samples or scores
-  bool planned_ = false;
+  bool restarted_ = false; // a request, since the last plan was begun
 };
 
 } // namespace toolprm

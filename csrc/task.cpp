@@ -1,0 +1,583 @@
+#include "task.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <utility>
+
+namespace toolprm {
+
+namespace {
+
+constexpr double kNoScore = std::numeric_limits<double>::quiet_NaN();
+
+// Over the steps that were judged; 1 while none is.
+double aggregate(const Prefix &prefix, Aggregate how) {
+  double product = 1, least = 1, sum = 0, last = 1;
+  std::size_t judged = 0;
+  for (const ScoredStep *s : prefix.steps.since(0)) {
+    if (std::isnan(s->score))
+      continue;
+    product *= s->score;
+    least = std::min(least, s->score);
+    sum += s->score;
+    last = s->score;
+    ++judged;
+  }
+  switch (how) {
+  case Aggregate::kMin:
+    return least;
+  case Aggregate::kProduct:
+    return product;
+  case Aggregate::kMean:
+    return judged > 0 ? sum / static_cast<double>(judged) : 1;
+  case Aggregate::kLast:
+    break;
+  }
+  return last;
+}
+
+// What was decided, however it was spelled: arguments in any order, values canonical.
+std::string decisions(const Prefix &prefix) {
+  std::string out;
+  std::map<std::string, std::string> arguments;
+  const auto write = [&](const std::string &text) { out += std::to_string(text.size()) + ':' + text; };
+  const auto flush = [&] {
+    for (const auto &[path, value] : arguments) {
+      write(path);
+      write(value);
+    }
+    arguments.clear();
+  };
+  for (const ScoredStep *s : prefix.steps.since(0)) {
+    if (s->step.kind == StepKind::kArgValue) {
+      arguments[s->step.path] = canonical_value(std::string_view(s->step.text).substr(s->step.value));
+      continue;
+    }
+    flush();
+    if (s->step.kind == StepKind::kFuncName)
+      write(s->step.text);
+    out += static_cast<char>('A' + static_cast<int>(s->step.kind));
+  }
+  flush();
+  if (prefix.finished)
+    out += '.';
+  return out;
+}
+
+std::size_t closing_tokens(const Matcher &matcher) { return matcher.vocabulary().tokenize(matcher.closing()).size(); }
+
+void add_steps(Prefix &prefix, std::vector<Step> &steps) {
+  for (Step &step : steps) {
+    prefix.steps.push_back({std::move(step), kNoScore, prefix.open_logprob});
+    prefix.open_logprob = 0;
+  }
+  steps.clear();
+}
+
+void read_tokens(Matcher &matcher, std::span<const TokenId> tokens, std::vector<Step> &steps) {
+  for (TokenId token : tokens)
+    if (!matcher.accept(token, &steps))
+      throw std::logic_error("a token that the grammar had offered was refused");
+}
+
+// Of a node in the tree of a race: whoever continues it by this token.
+std::uint32_t child_key(std::uint32_t key, TokenId token) {
+  std::uint64_t h = (std::uint64_t{key} << 32 | static_cast<std::uint32_t>(token)) + 0x9E3779B97F4A7C15u;
+  h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9u; // splitmix64 (Steele et al. 2014)
+  h = (h ^ (h >> 27)) * 0x94D049BB133111EBu;
+  return static_cast<std::uint32_t>((h ^ (h >> 31)) >> 32);
+}
+
+// Ranks count to four decimals: what differs by the models' rounding alone, such as the same step scored in two rows,
+// must stay equal, or batching could change the answer.
+double comparable(double rank) { return std::round(rank * 1e4); }
+
+std::vector<ScoredStep> copied(const Chain<ScoredStep> &steps, std::size_t from) {
+  std::vector<ScoredStep> out;
+  for (const ScoredStep *step : steps.since(from))
+    out.push_back(*step);
+  return out;
+}
+
+} // namespace
+
+Search::Task::Task(Request r, std::int64_t number)
+    : id(number), request(std::move(r)), begun_tokens_(request.matcher.tokens().size()) {
+  begin();
+}
+
+void Search::Task::begin() {
+  Prefix root(request.matcher);
+  const std::size_t needed = root.matcher.token_count() + closing_tokens(root.matcher);
+  if (needed > static_cast<std::size_t>(options().max_tokens))
+    throw BudgetError("max_tokens is " + std::to_string(options().max_tokens) +
+                      ", but the shortest legal answer needs " + std::to_string(needed));
+  root.pending.push_back(request.prompt.back());
+  run_forced(root);
+  beams_.push_back(std::move(root));
+  expand();
+}
+
+// Every beam becomes one row with as many draws as its width.
+void Search::Task::expand() {
+  rows.clear();
+  candidates.clear();
+  const auto width = static_cast<std::uint32_t>(options().width);
+  for (std::size_t b = 0; b < beams_.size(); ++b) {
+    Row row{std::move(beams_[b]), 0, {}};
+    row.known = round == 0 ? 0 : row.prefix.steps.size();
+    row.beam = row.key = static_cast<std::uint32_t>(b);
+    for (std::uint32_t m = 0; m < (options().distinct ? 1 : width); ++m)
+      row.draws.push_back(static_cast<std::uint32_t>(b) * width + m);
+    stats.candidates += static_cast<std::int64_t>(width);
+    place(std::move(row));
+  }
+  beams_.clear();
+  ++stats.rounds;
+  if (rows.empty())
+    settle();
+}
+
+bool Search::Task::done_expanding(const Row &row) const {
+  if (row.prefix.finished)
+    return true;
+  return options().strategy == Strategy::kStepBeam && row.prefix.steps.size() > row.known;
+}
+
+void Search::Task::place(Row row) {
+  const bool done = done_expanding(row);
+  row.mask = done ? nullptr : row.prefix.matcher.mask(); // here, not in plan(), which must not fail half-way
+  (done ? candidates : rows).push_back(std::move(row));
+}
+
+// -------------------------------------------------------------------- tokens
+
+std::int64_t Search::Task::left(const Matcher &matcher) const {
+  return options().max_tokens - static_cast<std::int64_t>(matcher.token_count());
+}
+
+// Whether the answer can still be completed within max_tokens. Bytes bound tokens from above and come for free.
+bool Search::Task::can_close(const Matcher &matcher) const {
+  const std::int64_t room = left(matcher);
+  if (room < 0)
+    return false;
+  return matcher.closing_bytes() <= static_cast<std::uint64_t>(room) ||
+         closing_tokens(matcher) <= static_cast<std::size_t>(room);
+}
+
+// Writes tokens, unless the answer could then not be completed within max_tokens any more.
+bool Search::Task::write(Prefix &prefix, std::span<const TokenId> tokens, double logprob) const {
+  Matcher after(prefix.matcher);
+  std::vector<Step> steps;
+  read_tokens(after, tokens, steps);
+  if (!can_close(after))
+    return false;
+  prefix.matcher = std::move(after);
+  prefix.pending.insert(prefix.pending.end(), tokens.begin(), tokens.end());
+  prefix.logprob += logprob;
+  prefix.open_logprob += logprob;
+  add_steps(prefix, steps);
+  return true;
+}
+
+void Search::Task::finish(Prefix &prefix) {
+  std::vector<Step> steps;
+  if (!prefix.matcher.is_stopped())
+    prefix.matcher.finish(&steps);
+  add_steps(prefix, steps);
+  prefix.finished = true;
+  prefix.pending.clear();
+  prefix.kv = KvSequence(); // nothing goes on from here
+}
+
+// Writes the shortest end. The invariant of can_close() makes it fit.
+void Search::Task::close(Prefix &prefix) {
+  std::vector<Step> steps;
+  read_tokens(prefix.matcher, prefix.matcher.vocabulary().tokenize(prefix.matcher.closing()), steps);
+  add_steps(prefix, steps);
+  prefix.closed = true;
+  finish(prefix);
+}
+
+void Search::Task::run_forced(Prefix &prefix) {
+  if (options().forced_runs) {
+    const std::vector<TokenId> run = prefix.matcher.forced();
+    if (!run.empty()) {
+      if (!write(prefix, run, 0)) { // the run and the end tokenised apart may be longer than together
+        close(prefix);
+        return;
+      }
+      stats.forced_tokens += static_cast<std::int64_t>(run.size());
+    }
+  }
+  if (prefix.matcher.is_over())
+    finish(prefix);
+}
+
+void Search::Task::take_token(Prefix &prefix, TokenId token, double logprob) {
+  if (prefix.matcher.vocabulary().is_stop(token)) {
+    prefix.logprob += logprob;
+    prefix.open_logprob += logprob;
+    std::vector<Step> steps;
+    read_tokens(prefix.matcher, {&token, 1}, steps);
+    add_steps(prefix, steps);
+    finish(prefix);
+  } else if (write(prefix, {&token, 1}, logprob)) {
+    run_forced(prefix);
+  } else {
+    close(prefix);
+  }
+}
+
+// One draw a candidate: rows part where their draws differ.
+void Search::Task::part(Row row, std::span<const TokenId> tokens, std::span<const double> logprobs,
+                        std::span<const Perturbed> perturbed) {
+  std::vector<TokenId> distinct;
+  for (TokenId token : tokens)
+    if (token >= 0 && std::find(distinct.begin(), distinct.end(), token) == distinct.end())
+      distinct.push_back(token);
+  for (TokenId token : distinct) {
+    Row child{token == distinct.back() ? std::move(row.prefix) : row.prefix, row.known, {}};
+    child.beam = row.beam;
+    double logprob = 0;
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      if (tokens[i] == token) {
+        logprob = logprobs[i];
+        if (options().distinct) {
+          child.draws = row.draws;
+          child.key = child_key(row.key, token);
+          child.place = perturbed[i];
+        } else {
+          child.draws.push_back(row.draws[i]);
+        }
+      }
+    take_token(child.prefix, token, logprob);
+    place(std::move(child));
+  }
+}
+
+void Search::Task::draw(std::span<const TokenId> tokens, std::span<const double> logprobs,
+                        std::span<const Perturbed> perturbed) {
+  std::vector<Row> drawn = std::move(rows);
+  rows.clear();
+  for (Row &row : drawn) {
+    const std::size_t first = row.first_sample, count = row.samples;
+    part(std::move(row), tokens.subspan(first, count), logprobs.subspan(first, count),
+         options().distinct ? perturbed.subspan(first, count) : perturbed);
+  }
+  if (options().distinct)
+    end_races();
+  if (rows.empty())
+    settle();
+}
+
+// Of each beam's prefixes, expanded or not, the width that stand best go on: the others cannot be among the best any
+// more, for a prefix stands where the best of its continuations does.
+void Search::Task::end_races() {
+  struct Runner {
+    std::uint32_t beam;
+    double gumbel;
+    Row *row;
+  };
+  std::vector<Runner> runners;
+  for (std::vector<Row> *list : {&candidates, &rows})
+    for (Row &row : *list)
+      runners.push_back({row.beam, row.place.gumbel, &row});
+  std::stable_sort(runners.begin(), runners.end(), [](const Runner &a, const Runner &b) {
+    return a.beam != b.beam ? a.beam < b.beam : a.gumbel > b.gumbel;
+  });
+  std::uint32_t beam = 0, rank = 0;
+  const auto width = static_cast<std::uint32_t>(options().width);
+  for (const Runner &runner : runners) {
+    rank = runner.beam == beam ? rank : 0;
+    beam = runner.beam;
+    runner.row->draws.assign(rank < width ? 1 : 0, beam * width + rank);
+    ++rank;
+  }
+  const auto lost = [](const Row &row) { return row.draws.empty(); };
+  std::erase_if(candidates, lost);
+  std::erase_if(rows, lost);
+}
+
+// -------------------------------------------------------------------- candidates
+
+// All draws are made: equal decisions become one candidate.
+void Search::Task::settle() {
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const Row &a, const Row &b) { return a.draws.front() < b.draws.front(); });
+  std::map<std::string, std::size_t> known;
+  std::vector<Row> distinct;
+  std::vector<std::vector<std::uint32_t>> draws;
+  for (Row &row : candidates) {
+    const std::string decided = decisions(row.prefix);
+    if (const auto same = answered_.find(decided); same != answered_.end()) { // written in other tokens, rounds ago
+      const auto more = static_cast<std::int32_t>(row.draws.size());
+      answers_[same->second].multiplicity += more;
+      tree_[static_cast<std::size_t>(answers_[same->second].node)].multiplicity += more;
+      continue;
+    }
+    auto [at, fresh] = known.emplace(decided, distinct.size());
+    if (fresh) {
+      draws.push_back(row.draws);
+      distinct.push_back(std::move(row));
+      continue;
+    }
+    auto &all = draws[at->second];
+    all.insert(all.end(), row.draws.begin(), row.draws.end());
+    if (row.draws.size() > distinct[at->second].draws.size()) // the most frequent spelling stands for all
+      distinct[at->second] = std::move(row);
+  }
+  for (std::size_t i = 0; i < distinct.size(); ++i) {
+    distinct[i].draws = std::move(draws[i]);
+    Prefix &prefix = distinct[i].prefix;
+    TreeNode node;
+    node.parent = prefix.node;
+    node.steps = copied(prefix.steps, distinct[i].known);
+    node.multiplicity = static_cast<std::int32_t>(distinct[i].draws.size());
+    node.finished = prefix.finished;
+    node.closed = prefix.closed;
+    prefix.node = static_cast<std::int32_t>(tree_.size());
+    tree_.push_back(std::move(node));
+  }
+  candidates = std::move(distinct);
+  stats.distinct_candidates += static_cast<std::int64_t>(candidates.size());
+  bool to_score = false;
+  for (Row &row : candidates) {
+    if (request.scoring == Scoring::kModel)
+      write_reward(row);
+    const bool fresh = row.prefix.steps.size() > row.known;
+    to_score = to_score || (request.scoring == Scoring::kExternal ? fresh : !row.reward_tokens.empty());
+  }
+  if (to_score)
+    phase = Phase::kScoring;
+  else
+    select();
+}
+
+// What the reward model has yet to read of a candidate's steps. Those that were judged before are not asked again.
+void Search::Task::write_reward(Row &row) const {
+  const RewardFormat &reward = *request.reward;
+  row.reward_tokens.clear();
+  row.reward_tags.clear();
+  std::size_t index = row.prefix.reward_read;
+  for (const ScoredStep *scored : row.prefix.steps.since(index)) {
+    const Step &step = scored->step;
+    if (!step.text.empty()) {
+      const std::vector<TokenId> text = reward.tokenize(step.text);
+      row.reward_tokens.insert(row.reward_tokens.end(), text.begin(), text.end());
+    }
+    const auto &tag = reward.tags[static_cast<std::size_t>(step.kind)];
+    row.reward_tokens.insert(row.reward_tokens.end(), tag.begin(), tag.end());
+    if (index++ >= row.known && !tag.empty()) // else read, but not judged
+      row.reward_tags.push_back(static_cast<std::int32_t>(row.reward_tokens.size() - 1));
+  }
+}
+
+double Search::Task::rank(const Prefix &prefix) const {
+  if (request.scoring == Scoring::kNone)
+    return prefix.logprob;
+  return std::log(std::max(aggregate(prefix, options().aggregate), 1e-300)) + options().policy_weight * prefix.logprob;
+}
+
+void Search::Task::score(std::span<const double> scores) {
+  std::size_t next = 0;
+  for (Row &row : candidates) {
+    for (ScoredStep *step : row.prefix.steps.since(row.known))
+      if (!has_model_reward() || !request.reward->tags[static_cast<std::size_t>(step->step.kind)].empty())
+        step->score = scores[next++];
+  }
+  select();
+}
+
+// The best candidates are kept; those among them that are finished become answers.
+void Search::Task::select() {
+  std::vector<std::pair<double, std::size_t>> order;
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    Prefix &prefix = candidates[i].prefix;
+    const double r = rank(prefix);
+    TreeNode &node = tree_[static_cast<std::size_t>(prefix.node)];
+    node.rank = r;
+    node.steps = copied(prefix.steps, candidates[i].known);
+    order.emplace_back(comparable(r), i);
+  }
+  std::stable_sort(order.begin(), order.end(), [&](const auto &a, const auto &b) {
+    if (a.first != b.first)
+      return a.first > b.first;
+    const std::size_t x = candidates[a.second].draws.size(), y = candidates[b.second].draws.size();
+    if (x != y)
+      return x > y;
+    return candidates[a.second].prefix.logprob > candidates[b.second].prefix.logprob;
+  });
+  std::size_t keep = order.size();
+  if (options().strategy == Strategy::kStepBeam) {
+    const std::size_t seats = static_cast<std::size_t>(options().beams) -
+                              std::min(answers_.size(), static_cast<std::size_t>(options().beams));
+    keep = std::min(keep, std::max<std::size_t>(seats, 1));
+  }
+  beams_.clear();
+  for (std::size_t k = 0; k < keep; ++k) {
+    Row &row = candidates[order[k].second];
+    tree_[static_cast<std::size_t>(row.prefix.node)].kept = true;
+    if (row.prefix.finished)
+      answer(row);
+    else
+      beams_.push_back(std::move(row.prefix));
+  }
+  candidates.clear();
+  ahead_.clear();
+  for (const Prefix &beam : beams_)
+    ahead_.push_back(beam.node);
+  ++round;
+  if (beams_.empty()) {
+    std::stable_sort(answers_.begin(), answers_.end(),
+                     [](const Answer &a, const Answer &b) { return comparable(a.rank) > comparable(b.rank); });
+    phase = Phase::kDone;
+    leases = {};
+    return;
+  }
+  phase = Phase::kExpanding;
+  expand();
+}
+
+void Search::Task::answer(const Row &row) {
+  const Prefix &prefix = row.prefix;
+  answered_.emplace(decisions(prefix), answers_.size());
+  Answer out;
+  out.text = prefix.matcher.text();
+  out.tokens = prefix.matcher.tokens();
+  while (!out.tokens.empty() && prefix.matcher.vocabulary().is_stop(out.tokens.back()))
+    out.tokens.pop_back();
+  out.steps = copied(prefix.steps, 0);
+  out.rank = rank(prefix);
+  out.score = request.scoring == Scoring::kNone ? kNoScore : aggregate(prefix, options().aggregate);
+  out.logprob = prefix.logprob;
+  out.multiplicity = static_cast<std::int32_t>(row.draws.size());
+  out.closed = prefix.closed;
+  out.node = prefix.node;
+  answers_.push_back(std::move(out));
+}
+
+std::vector<ScoredStep> Search::Task::certain(std::size_t from) const {
+  if (phase == Phase::kFailed)
+    return {};
+  std::vector<std::int32_t> path;
+  for (std::int32_t n = certain_node(); n >= 0; n = tree_[static_cast<std::size_t>(n)].parent)
+    path.push_back(n);
+  std::vector<ScoredStep> steps;
+  std::size_t index = 0;
+  for (auto n = path.rbegin(); n != path.rend(); ++n)
+    for (const ScoredStep &step : tree_[static_cast<std::size_t>(*n)].steps)
+      if (index++ >= from)
+        steps.push_back(step);
+  return steps;
+}
+
+// Up to which all answers still possible agree, -1 for the start.
+std::int32_t Search::Task::certain_node() const {
+  if (phase == Phase::kDone)
+    return answers_.front().node;
+  std::vector<std::int32_t> nodes = ahead_;
+  for (const Answer &answer : answers_)
+    nodes.push_back(answer.node);
+  // Parents come before their children: the larger of two unequal nodes is not an ancestor of the other.
+  std::int32_t common = nodes.empty() ? -1 : nodes.front();
+  for (std::int32_t node : nodes)
+    while (common != node) {
+      std::int32_t &later = common > node ? common : node;
+      later = tree_[static_cast<std::size_t>(later)].parent;
+    }
+  return common;
+}
+
+Result Search::Task::result() { return {std::move(answers_), std::move(tree_), stats}; }
+
+void Search::Task::fail(std::exception_ptr what) {
+  phase = Phase::kFailed;
+  error = std::move(what);
+  rows.clear();
+  candidates.clear();
+  leases = {};
+}
+
+// -------------------------------------------------------------------- keys and values
+
+template <class Use> void Search::Task::each_prefix(const Use &use) {
+  for (std::vector<Row> *list : {&rows, &candidates})
+    for (Row &row : *list)
+      use(row.prefix);
+}
+
+void Search::Task::settle_in(const std::shared_ptr<BlockPool> &policy, const std::shared_ptr<BlockPool> &reward) {
+  admitted = true;
+  read = {false, !has_model_reward()};
+  each_prefix([&](Prefix &prefix) {
+    if (!prefix.finished)
+      prefix.kv = KvSequence(policy);
+    if (has_model_reward())
+      prefix.reward_kv = KvSequence(reward);
+  });
+}
+
+void Search::Task::give_up_blocks() {
+  admitted = false;
+  gave_up = true;
+  read = {false, false};
+  prompt_run = {0, 0};
+  leases = {};
+  each_prefix([&](Prefix &prefix) {
+    prefix.kv = prefix.reward_kv = KvSequence();
+    prefix.reward_read = 0;
+    if (prefix.finished)
+      return;
+    const std::vector<TokenId> tokens = prefix.matcher.tokens();
+    prefix.pending = {request.prompt.back()};
+    prefix.pending.insert(prefix.pending.end(), tokens.begin() + static_cast<std::ptrdiff_t>(begun_tokens_),
+                          tokens.end());
+  });
+  if (phase == Phase::kScoring && has_model_reward())
+    for (Row &row : candidates)
+      write_reward(row);
+}
+
+bool Search::Task::restart() {
+  if (!gave_up)
+    return false;
+  give_up_blocks();
+  gave_up = false;
+  phase = Phase::kExpanding;
+  round = 0;
+  rows.clear();
+  candidates.clear();
+  beams_.clear();
+  answers_.clear();
+  answered_.clear();
+  ahead_.clear();
+  tree_.clear();
+  SearchStats spent;
+  spent.policy_tokens = stats.policy_tokens;
+  spent.reward_tokens = stats.reward_tokens;
+  spent.cached_tokens = stats.cached_tokens;
+  spent.reward_cached_tokens = stats.reward_cached_tokens;
+  spent.forward_passes = stats.forward_passes;
+  spent.preemptions = stats.preemptions;
+  stats = spent;
+  begin();
+  return true;
+}
+
+std::int32_t Search::Task::needed(Side side) const {
+  std::int32_t sum = 0;
+  if (side == Side::kPolicy) {
+    if (phase == Phase::kExpanding)
+      for (const Row &row : rows)
+        sum += row.prefix.kv.needed(row.prefix.pending.size());
+  } else if (phase == Phase::kScoring && has_model_reward()) {
+    for (const Row &row : candidates)
+      sum += row.prefix.reward_kv.needed(row.reward_tokens.size());
+  }
+  return sum;
+}
+
+} // namespace toolprm

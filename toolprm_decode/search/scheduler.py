@@ -1,0 +1,456 @@
+"""The scheduler between the core, which plans, and the engines, which run models: many requests share each pass."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import psutil
+import torch
+
+from toolprm_decode import _core
+from toolprm_decode.engine import Batch, Engine
+from toolprm_decode.errors import BudgetExceeded, DeadlineExceeded, ModelNotSupported, RequestError
+from toolprm_decode.rewards import ToolPRM
+
+# Scores prefixes of answers for a request: core steps up to and with the one to score.
+ExternalScorer = Callable[[Sequence[_core.Step]], float]
+
+T = TypeVar("T")
+
+
+def to_batch(plan: _core.Plan, few_ids: Sequence[int] | None = None) -> Batch:
+    """The forward pass of a plan, as the engine takes it. few_ids: of all outputs; None for what the plan says."""
+    outputs = plan.outputs
+    full = plan.full_outputs if few_ids is None else 0
+    return Batch(
+        tokens=plan.tokens,
+        positions=plan.positions,
+        rows=plan.rows,
+        slots=plan.slots,
+        segments=plan.segments,
+        contexts=plan.contexts,
+        block_tables=plan.block_tables,
+        lengths=plan.lengths,
+        outputs=outputs[:full],
+        few_outputs=outputs[full:],
+        few_ids=plan.few_ids if few_ids is None else np.asarray(few_ids, np.int32),
+        copies=plan.copies,
+        blocks=plan.blocks,
+    )
+
+
+@dataclass
+class Work(Generic[T]):
+    """A request as the scheduler takes it.
+
+    Attributes:
+        matcher: at the start of the answer.
+        options: of the search.
+        prompt: the policy's tokens. reward_prompt: the reward model's.
+        scorer: scores in place of a reward model.
+        finish: what the future gives, from the core's result and the seconds spent by phase while it was here.
+        on_steps: called with steps as they become certain, in order.
+        deadline: of time.monotonic().
+    """
+
+    matcher: _core.Matcher
+    options: _core.SearchOptions
+    prompt: list[int]
+    reward_prompt: list[int]
+    scorer: ExternalScorer | None
+    finish: Callable[[_core.Result, dict[str, float]], T]
+    on_steps: Callable[[list[_core.ScoredStep]], None] | None = None
+    deadline: float | None = None
+
+
+class Pending(Future[T]):
+    """The answer to come. cancel() drops a request at any time before its answer is there."""
+
+    def __init__(self, drop: Callable[[Pending[T]], None]):
+        super().__init__()
+        self._drop = drop
+
+    def cancel(self) -> bool:
+        """Drops the request and frees its memory; False where the answer is there already."""
+        self._drop(self)
+        return super().cancel()
+
+
+@dataclass
+class _Running(Generic[T]):
+    work: Work[T]
+    pending: Pending[T]
+    begun: dict[str, float]  # the clock when it came
+    told: int = 0  # steps that on_steps has
+
+
+class Scheduler:
+    """Runs requests of any number of threads, as many as there is memory for, each forward pass with rows of all.
+
+    Its threads live as long as there are requests. Where policy and reward model can run beside each other (two models
+    on two devices, or threads that torch leaves idle), scores of some requests are computed while others go on.
+
+    Args:
+        policy: the policy. reward: the reward model, if any.
+        reward_format: how the reward model reads steps.
+        kv_memory: bytes for keys and values, of both models together; None for half of what is free. It is taken as it
+            is needed.
+        prefix_memory: bytes of them for prompts that no request uses any more; None for half.
+        overlap: run the two models beside each other; None: where that helps.
+
+    Raises:
+        RequestError: kv_memory is too small for a single block.
+    """
+
+    def __init__(
+        self,
+        policy: Engine,
+        reward: ToolPRM | None,
+        reward_format: _core.RewardFormat | None,
+        *,
+        kv_memory: int | None = None,
+        prefix_memory: int | None = None,
+        overlap: bool | None = None,
+    ):
+        self._policy, self._reward, self._reward_format = policy, reward, reward_format
+        engines = [policy] if reward is None else [policy, reward.engine]
+        tokens = _room(engines, kv_memory)
+        idle = tokens // 2 if prefix_memory is None else prefix_memory // sum(e.kv_bytes for e in engines)
+        pools = [_pool(engine, tokens, idle) for engine in engines]
+        self._core = _core.Search(pools[0], pools[-1])
+        self._stores = {
+            side: engine.new_store(pool.capacity)
+            for side, engine, pool in zip((_core.Side.POLICY, _core.Side.REWARD), engines, pools, strict=False)
+        }
+        beside = _beside(policy, reward) if overlap is None else overlap
+        self._sides: list[_core.Side | None] = [_core.Side.POLICY, _core.Side.REWARD] if beside else [None]
+        self._change = threading.Condition()
+        self._running: dict[int, _Running[Any]] = {}
+        self._alive: set[_core.Side | None] = set()  # sides that have a thread
+        self._seconds: dict[str, float] = {}
+
+    def submit(self, works: Sequence[Work[T]]) -> list[Pending[T]]:
+        """Takes requests in, all at once; returns at once.
+
+        What is wrong with one of them from the start is for its future to say: BudgetExceeded where max_tokens is too
+        small for any answer.
+        """
+        with self._change:
+            futures = [self._add(work) for work in works]
+            for side in self._sides:
+                if side not in self._alive:
+                    self._alive.add(side)
+                    threading.Thread(target=self._serve, args=(side,), name="toolprm-scheduler").start()
+            self._change.notify_all()
+        return futures
+
+    @property
+    def blocks_in_use(self) -> tuple[int, int]:
+        """Blocks that requests hold of the policy's and the reward model's pool, without those of idle prompts."""
+        with self._change:
+            used, idle = self._core.blocks_in_use, self._core.idle_blocks
+            return used[0] - idle[0], used[1] - idle[1]
+
+    def clear_cache(self) -> None:
+        """Forgets the prompts that no request uses."""
+        with self._change:
+            self._core.clear_cache()
+
+    # ------------------------------------------------------------------ threads
+
+    def _serve(self, side: _core.Side | None) -> None:
+        """Runs the plans of one side, or of both in turn, until no request is left."""
+        while True:
+            with self._change:
+                outcomes = self._expire()
+                clock = _Clock()
+                plan = self._core.plan(side) if self._running else None
+                self._book("core", clock.lap())
+                outcomes += self._collect()
+                if plan is not None and plan.kind == _core.PlanKind.DONE:
+                    plan = None
+                    outcomes = outcomes or self._stalled()
+                if plan is None and not outcomes:
+                    if not self._running:
+                        self._alive.discard(side)
+                        return
+                    self._change.wait(self._until_deadline())
+            _resolve(outcomes)
+            if plan is not None:
+                self._run(plan)
+
+    def _run(self, plan: _core.Plan) -> None:
+        """Runs a plan and commits what came out."""
+        side = _core.Side.POLICY if plan.kind == _core.PlanKind.DECODE else _core.Side.REWARD
+        try:
+            if side == _core.Side.POLICY:
+                commit = self._decode(plan)
+            elif self._reward is not None:
+                commit = self._score(plan, self._reward)
+            else:
+                commit = self._ask(plan)
+            with self._change:
+                clock = _Clock()
+                outcomes = commit()
+                self._book("core", clock.lap())
+                outcomes += self._collect()
+                self._change.notify_all()
+        except BaseException as error:  # out of memory, say: the requests of the pass get it, the others go on
+            with self._change:
+                self._core.fail(side, str(error))
+                outcomes = self._collect(error)
+                self._change.notify_all()
+        _resolve(outcomes)
+
+    # ------------------------------------------------------------------ passes; each returns its commit
+
+    def _decode(self, plan: _core.Plan) -> _Commit:
+        clock = _Clock()
+        logits = self._policy.forward(self._stores[_core.Side.POLICY], to_batch(plan))
+        full, few = (_host(x) for x in logits)
+        forward = clock.lap()
+        tokens, logprobs, perturbed, failures = _core.sample_plan(plan, full, few)
+        sampling = clock.lap()
+        name = type(self._policy.model).__name__
+
+        def commit() -> list[_Outcome]:
+            self._book("policy", forward)
+            self._book("sampling", sampling)
+            outcomes = [
+                outcome
+                for id, reason in failures.items()
+                for outcome in self._end(id, ModelNotSupported(f"{name}: {reason}"))
+            ]
+            self._core.commit_tokens(tokens, logprobs, perturbed)
+            return outcomes
+
+        return commit
+
+    def _score(self, plan: _core.Plan, reward: ToolPRM) -> _Commit:
+        clock = _Clock()
+        store = self._stores[_core.Side.REWARD]
+        _, logits = reward.engine.forward(store, to_batch(plan, reward.label_ids))
+        with np.errstate(invalid="ignore"):  # said below
+            scores = reward.scores(logits)
+        forward = clock.lap()
+        broken = {plan.requests[i] for i in np.flatnonzero(np.isnan(scores)).tolist()}
+        name = type(reward.engine.model).__name__
+
+        def commit() -> list[_Outcome]:
+            self._book("prm", forward)
+            reason = f"{name}: the reward model's logits are NaN"
+            outcomes = [outcome for id in broken for outcome in self._end(id, ModelNotSupported(reason))]
+            self._core.commit_scores(scores)
+            return outcomes
+
+        return commit
+
+    def _ask(self, plan: _core.Plan) -> _Commit:
+        """Scores by the callers' own functions. What one raises is its request's alone."""
+        clock = _Clock()
+        scores = np.zeros(len(plan.requests))
+        failures: dict[int, BaseException] = {}
+        for index, (id, steps) in enumerate(zip(plan.requests, plan.prefixes_to_score, strict=True)):
+            running = self._running.get(id)
+            if running is None or running.work.scorer is None or id in failures:  # cancelled, or failed already
+                continue
+            try:
+                scores[index] = _checked(running.work.scorer(steps))
+            except BaseException as error:
+                failures[id] = error
+        seconds = clock.lap()
+
+        def commit() -> list[_Outcome]:
+            self._book("prm", seconds)
+            outcomes = [outcome for id, error in failures.items() for outcome in self._end(id, error)]
+            self._core.commit_scores(scores)
+            return outcomes
+
+        return commit
+
+    # ------------------------------------------------------------------ under the lock
+
+    def _add(self, work: Work[T]) -> Pending[T]:
+        model = self._reward is not None
+        scoring = _core.Scoring.MODEL if model else _core.Scoring.EXTERNAL if work.scorer else _core.Scoring.NONE
+        pending: Pending[T] = Pending(self._drop)
+        try:
+            id = self._core.add(
+                work.matcher,
+                work.options,
+                work.prompt,
+                scoring,
+                work.reward_prompt if model else [],
+                self._reward_format if model else None,
+            )
+        except _core.BudgetError as error:
+            advice = "raise max_tokens, shorten the prompt or use simpler tools"
+            pending.set_exception(BudgetExceeded(f"{error}: {advice}"))
+        except Exception as error:  # its tokenizer's
+            pending.set_exception(error)
+        else:
+            self._running[id] = _Running(work, pending, dict(self._seconds))
+        return pending
+
+    def _book(self, phase: str, seconds: float) -> None:
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+
+    def _drop(self, pending: Pending[Any]) -> None:
+        """Forgets a request that is cancelled."""
+        with self._change:
+            for id in [id for id, running in self._running.items() if running.pending is pending]:
+                del self._running[id]
+                self._core.cancel(id)
+            self._change.notify_all()
+
+    def _end(self, id: int, error: BaseException) -> list[_Outcome]:
+        """Ends a request with an error."""
+        self._core.cancel(id)
+        running = self._running.pop(id, None)
+        if running is None or not running.pending.set_running_or_notify_cancel():
+            return []
+        return [(running.pending, _raiser(error))]
+
+    def _expire(self) -> list[_Outcome]:
+        now = time.monotonic()
+        late = [i for i, r in self._running.items() if r.work.deadline is not None and r.work.deadline <= now]
+        return [outcome for id in late for outcome in self._end(id, DeadlineExceeded(LATE))]
+
+    def _until_deadline(self) -> float | None:
+        deadlines = [r.work.deadline for r in self._running.values() if r.work.deadline is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _stalled(self) -> list[_Outcome]:
+        """Nothing hangs: should no side have anything to run for the requests that are left, they fail."""
+        # Asked twice, since one side's plan can change what the other one has to run.
+        if any(self._core.plan(s).kind != _core.PlanKind.DONE for s in self._sides * 2) or self._core.ended():
+            self._change.notify_all()  # the plan may be the other side's
+            return []
+        error = RuntimeError("the search has nothing to run for this request: please report it, with the request")
+        return [outcome for id in list(self._running) for outcome in self._end(id, error)]
+
+    def _collect(self, cause: BaseException | None = None) -> list[_Outcome]:
+        """Takes the requests that have ended out of the core. cause: why a pass failed."""
+        outcomes: list[_Outcome] = []
+        for id, running in self._running.items():
+            if running.work.on_steps is not None and (steps := self._core.certain(id, running.told)):
+                running.told += len(steps)
+                running.work.on_steps(steps)
+        for id in self._core.ended():
+            running = self._running[id]
+            seconds = {phase: spent - running.begun.get(phase, 0.0) for phase, spent in self._seconds.items()}
+            try:
+                result = self._core.take(id)
+            except _core.PassFailed as error:
+                outcomes += self._end(id, cause or error)
+            except _core.OutOfBlocks as error:
+                advice = "raise kv_memory, use fewer beams, a smaller width, or a shorter prompt"
+                outcomes += self._end(id, BudgetExceeded(f"{error}: {advice}"))
+            except _core.BudgetError as error:
+                outcomes += self._end(id, BudgetExceeded(f"{error}: use simpler tools"))
+            except BaseException as error:  # its tokenizer's
+                outcomes += self._end(id, error)
+            else:
+                del self._running[id]
+                if running.pending.set_running_or_notify_cancel():
+                    outcomes.append((running.pending, partial(running.work.finish, result, seconds)))
+        return outcomes
+
+
+_Outcome = tuple[Pending[Any], Callable[[], Any]]
+_Commit = Callable[[], list[_Outcome]]
+
+LATE = "the request's time was up before its answer was there: allow it more, or use fewer beams or a smaller width"
+
+
+def _resolve(outcomes: Sequence[_Outcome]) -> None:
+    """Gives futures what they wait for, outside of any lock: they may call back."""
+    for pending, outcome in outcomes:
+        try:
+            value = outcome()
+        except BaseException as error:
+            pending.set_exception(error)
+        else:
+            pending.set_result(value)
+
+
+def _raiser(error: BaseException) -> Callable[[], Any]:
+    def throw() -> Any:
+        raise error
+
+    return throw
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        spent, self._last = now - self._last, now
+        return spent
+
+
+def _room(engines: Sequence[Engine], kv_memory: int | None) -> int:
+    """Tokens whose keys and values each engine may hold."""
+    tokens = []
+    for device in {engine.device for engine in engines}:
+        here = sum(engine.kv_bytes for engine in engines if engine.device == device)
+        if kv_memory is not None:
+            here, free = sum(engine.kv_bytes for engine in engines), kv_memory
+        elif device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0] // 2
+        else:
+            free = psutil.virtual_memory().available // 2
+        tokens.append(free // here)
+    smallest = max(engine.block_size for engine in engines)
+    if min(tokens) < smallest:
+        raise RequestError(
+            f"kv_memory of {kv_memory} bytes holds {min(tokens)} tokens, less than a block of {smallest}: allow more"
+        )
+    return min(*tokens, _MOST_TOKENS)
+
+
+# Slots are numbered by 32 bits; this many are beyond any use.
+_MOST_TOKENS = 1 << 30
+
+
+def _pool(engine: Engine, tokens: int, idle: int) -> _core.PoolOptions:
+    size = engine.block_size
+    return _core.PoolOptions(size, max(1, tokens // size - 1), min(idle, tokens) // size)
+
+
+def _beside(policy: Engine, reward: ToolPRM | None) -> bool:
+    """Whether a pass of the policy and one of the reward model (or of the caller) gain by running at the same time."""
+    if reward is None:
+        return True
+    if policy.shares_model(reward.engine):
+        return False
+    if policy.device != reward.engine.device:
+        return True
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return policy.device.type == "cpu" and 2 * torch.get_num_threads() <= cores
+
+
+def _host(logits: torch.Tensor) -> np.ndarray:
+    array: np.ndarray = logits.detach().cpu().numpy()
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _checked(score: Any) -> float:
+    try:
+        value = float(score)
+    except (TypeError, ValueError):
+        raise RequestError(f"the reward callable must return a number, not {score!r:.80}") from None
+    if not 0.0 <= value <= 1.0:
+        raise RequestError(f"the reward callable must return a score between 0 and 1, not {value!r}")
+    return value
