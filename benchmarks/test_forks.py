@@ -8,7 +8,6 @@ each other and with nothing else.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,8 +50,7 @@ def test_loop(benchmark: Any, forks: Forks, loop: type[PeerLoop]) -> None:
 @pytest.mark.benchmark(group="one request, one beam, a decided policy")
 @pytest.mark.parametrize("width", [1, 4, 16])
 def test_width(benchmark: Any, forks: Forks, width: int) -> None:
-    search = replace(forks.search, beams=1, width=width, temperature=forks.confident)
-    benchmark.pedantic(lambda: forks.ours(REQUESTS[0], search), rounds=ROUNDS)
+    benchmark.pedantic(lambda: forks.ours(REQUESTS[0], forks.one_beam(width)), rounds=ROUNDS)
 
 
 @pytest.mark.benchmark(group=f"{len(REQUESTS)} requests over the same tools")

@@ -32,6 +32,7 @@ RATIOS = {
     "speedup_careful_after_prefill",
     "width16_over_width1",
     "width16_over_width1_after_prefill",
+    "width16_over_width1_per_token",
     "prm_over_policy_tokens",
     "prm_over_policy_tokens_with_prompts",
     "outside_model_share",
@@ -116,6 +117,7 @@ def test_the_record_has_all_ratios(tokenizer: Any, capsys: pytest.CaptureFixture
     record = json.loads(json.dumps(measure(settings, tokenizer, "made", quiet)))
     assert set(record) >= RATIOS and all(record[key] > 0 for key in RATIOS)
     assert record["answers_agree"] is True
+    assert 0 <= record["widths"]["same_answers"] <= record["widths"]["requests"] == 3
     assert record["config"]["shape"] == str(TINY) and record["machine"]["torch_threads"] >= 1
     print_forks(record)
     out = capsys.readouterr().out

@@ -129,6 +129,15 @@ class Forks:
             decoded = decoder.decode(self.settings.tools, request, search or self.search)
             return OurRun(decoded, start, time.perf_counter() - start, passes)
 
+    def one_beam(self, width: int) -> Search:
+        """The search of one beam by a confident policy.
+
+        A random reward model would lead the wider one to rare answers of any length, and the comparison would be of
+        answers. So candidates rank above all by their chance at this temperature, which one draw follows as well.
+        """
+        temperature = self.confident
+        return replace(self.search, beams=1, width=width, temperature=temperature, policy_weight=1 / temperature)
+
     def peer(self, kind: type[PeerLoop], masks: PeerGrammar, max_rounds: int | None = None) -> PeerRun:
         """One decode of the first request by a loop."""
 
@@ -192,6 +201,7 @@ def measure(settings: Settings, tokenizer: Any, tokenizer_name: str, report: Rep
         **_width_ratios(widths),
         "batch16_throughput": None if batch is None else batch[1] / batch[0],
         "answers_agree": _agree(ours, peers),
+        "widths": _width_answers(widths),
         "seconds": _seconds(ours, peers, widths, batch),
         "breakdown": _breakdown(ours),
         "tokens": _tokens(ours, peers),
@@ -241,7 +251,7 @@ def _widths(forks: Forks) -> dict[int, list[OurRun]]:
     for request in forks.settings.requests[:WIDTH_REQUESTS]:
         for width, made in runs.items():
             forks.report(f"one beam, width {width}", len(made) / WIDTH_REQUESTS)
-            made.append(forks.ours(request, replace(forks.search, beams=1, width=width, temperature=forks.confident)))
+            made.append(forks.ours(request, forks.one_beam(width)))
     return runs
 
 
@@ -268,12 +278,32 @@ def _ratios(ours: OurRun, peers: dict[str, PeerRun], judge: Any) -> dict[str, An
 
 
 def _width_ratios(runs: dict[int, list[OurRun]] | None) -> dict[str, float | None]:
-    names = ("width16_over_width1", "width16_over_width1_after_prefill")
+    names = ("width16_over_width1", "width16_over_width1_after_prefill", "width16_over_width1_per_token")
     if runs is None:
         return dict.fromkeys(names)
     whole = [sum(run.total for run in runs[width]) for width in (1, WIDE)]
     search = [sum(run.total - run.prefill for run in runs[width]) for width in (1, WIDE)]
-    return dict(zip(names, (whole[1] / whole[0], search[1] / search[0]), strict=True))
+    tokens = [sum(len(run.decoded.tokens) for run in runs[width]) for width in (1, WIDE)]
+    ratio = search[1] / search[0]
+    return dict(zip(names, (whole[1] / whole[0], ratio, ratio * tokens[0] / tokens[1]), strict=True))
+
+
+def _width_answers(runs: dict[int, list[OurRun]] | None) -> dict[str, Any] | None:
+    """How far the two widths wrote the same, and how many of their draws were distinct."""
+    if runs is None:
+        return None
+    pairs = list(zip(runs[1], runs[WIDE], strict=True))
+    out: dict[str, Any] = {
+        "requests": len(pairs),
+        "same_answers": sum(narrow.decoded.text == wide.decoded.text for narrow, wide in pairs),
+    }
+    for width, made in runs.items():
+        stats = [run.decoded.stats for run in made]
+        out[f"width{width}_answer_tokens"] = sum(len(run.decoded.tokens) for run in made)
+        out[f"width{width}_distinct"] = (
+            width * sum(s.distinct_candidates for s in stats) / sum(s.candidates for s in stats)
+        )
+    return out
 
 
 def _agree(ours: OurRun, peers: dict[str, PeerRun]) -> bool | None:

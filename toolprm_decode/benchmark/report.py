@@ -11,6 +11,7 @@ _RATIOS = {
     "speedup_careful_after_prefill": "  without the prompts",
     "width16_over_width1": "time of width 16 over width 1, one beam, decided policy",
     "width16_over_width1_after_prefill": "  without the prompts",
+    "width16_over_width1_per_token": "  without the prompts, for each token of the answers",
     "prm_over_policy_tokens": "reward model's tokens over the policy's",
     "prm_over_policy_tokens_with_prompts": "  with the prompts",
     "outside_model_share": "share of the time outside the models' passes",
@@ -64,6 +65,14 @@ def print_forks(record: dict[str, Any]) -> None:
         f"{tokens['distinct_candidates']} of all {tokens['candidates']} were.",
         soft_wrap=True,
     )
+    if (widths := record["widths"]) is not None:
+        console.print(
+            f"One beam, at {calibration['confident_entropy']:.2f} nats a drawn token: of 16 draws a step "
+            f"{widths['width16_distinct']:.2f} were distinct; the answers to {widths['requests']} requests had "
+            f"{widths['width1_answer_tokens']} tokens at width 1 and {widths['width16_answer_tokens']} at width 16, "
+            f"{widths['same_answers']} of them the same.",
+            soft_wrap=True,
+        )
     for title in ("config", "calibration", "tokens", "machine"):
         told = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in record[title].items())
         console.print(f"{title}: {told}", soft_wrap=True)
