@@ -1,0 +1,140 @@
+"""toolprm benchmark: what decoding costs beside other ways to do it, in one run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from toolprm_decode.errors import RequestError
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the subcommand, with one of its own for each suite, to argparse's subparsers."""
+    parser = commands.add_parser(
+        "benchmark",
+        help="measure what decoding costs beside other ways to do it",
+        description="Runs this package and its peers beside each other and prints the ratios. The numbers of one run "
+        "compare with each other and with nothing else: machines differ, and so do their loads.",
+    )
+    suites = parser.add_subparsers(dest="benchmark", required=True, metavar="SUITE")
+    forks = suites.add_parser(
+        "forks",
+        help="many candidates at a time, beside loops over plain transformers",
+        description="Decodes a request of about 1,000 tokens with two random models of the 0.5B Qwen2 shape, and the "
+        "same with a plain and a careful loop over transformers and xgrammar. The whole takes about half an hour on "
+        "one core; --quick takes less than a minute. In bfloat16 the loops round differently and may answer "
+        "differently.",
+    )
+    forks.add_argument("--quick", action="store_true", help="smaller models and a shorter prompt")
+    forks.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
+    forks.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both models")
+    forks.add_argument("--beams", type=int, default=4, metavar="N", help="prefixes kept (default 4)")
+    forks.add_argument("--width", type=int, default=8, metavar="M", help="candidates a beam (default 8)")
+    forks.add_argument("--seed", type=int, default=0, help="of the models and the search (default 0)")
+    forks.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of torch (default 1: passes that are shared out suffer from whatever else runs)",
+    )
+    forks.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="a tokenizer's folder (default: $TOOLPRM_DATA/tokenizers/qwen2.5, else one that is made on the spot)",
+    )
+    forks.add_argument("--tools", type=Path, metavar="FILE", help="JSON list of your own tools; with --request")
+    forks.add_argument("--request", metavar="TEXT", help="the user's text that goes with --tools")
+    forks.add_argument("--skip-plain", action="store_true", help="leave the plain loop out, which takes longest")
+    forks.add_argument("--skip-careful", action="store_true", help="leave the careful loop out")
+    forks.add_argument("--skip-widths", action="store_true", help="leave width 16 against width 1 out")
+    forks.add_argument("--skip-batch", action="store_true", help="leave the batch of requests out")
+    forks.add_argument(
+        "--plain-rounds",
+        type=int,
+        metavar="K",
+        help="stop the plain loop after K rounds and compare it with as many of ours (speedup_plain is then left out)",
+    )
+    forks.set_defaults(run=run_forks)
+
+
+def run_forks(options: argparse.Namespace) -> None:
+    """Runs the suite and prints its tables. Raises RequestError for what cannot be measured."""
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    from toolprm_decode.benchmark.forks import Settings, measure
+    from toolprm_decode.benchmark.models import FULL, QUICK, find_tokenizer
+    from toolprm_decode.benchmark.report import print_forks
+    from toolprm_decode.benchmark.workload import BATCH, QUICK_TOOLS, REQUESTS, TOOLS
+    from toolprm_decode.search import Search
+
+    for name in ("threads", "plain_rounds"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise RequestError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
+    if (options.tools is None) != (options.request is None):
+        raise RequestError("--tools and --request go together: give both or none")
+    if options.json is not None and not options.json.parent.is_dir():
+        raise RequestError(f"{options.json.parent}: there is no such folder")
+    search = Search(beams=options.beams, width=options.width, seed=options.seed)  # refuses what cannot be
+    tools, requests = (QUICK_TOOLS if options.quick else TOOLS), REQUESTS
+    if options.tools is not None:
+        tools = _read_tools(options.tools)
+        requests = tuple(f"{options.request} ({n})" if n else options.request for n in range(BATCH))
+    settings = Settings(
+        QUICK if options.quick else FULL,
+        tools,
+        requests,
+        dtype=options.dtype,
+        beams=search.beams,
+        width=search.width,
+        seed=options.seed,
+        plain=not options.skip_plain,
+        careful=not options.skip_careful,
+        widths=not options.skip_widths,
+        batch=not options.skip_batch,
+        plain_rounds=options.plain_rounds,
+    )
+    tokenizer, name = find_tokenizer(options.tokenizer)
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f}%"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        with Progress(
+            *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+        ) as progress:
+            tasks: dict[str, TaskID] = {}
+
+            def report(stage: str, share: float) -> None:
+                if stage not in tasks:
+                    for task in tasks.values():
+                        progress.update(task, completed=1.0)
+                        progress.stop_task(task)
+                    tasks[stage] = progress.add_task(stage, total=1.0)
+                progress.update(tasks[stage], completed=share)
+
+            record = measure(settings, tokenizer, name, report)
+    finally:
+        torch.set_num_threads(before)
+    print_forks(record)
+    if options.json is not None:
+        try:
+            options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise RequestError(f"{options.json}: {error.strerror}") from error
+
+
+def _read_tools(path: Path) -> list[Any]:
+    try:
+        tools = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path}: not JSON ({error})") from error
+    if not isinstance(tools, list) or not tools:
+        raise RequestError(f"{path}: not a JSON list of tools")
+    return tools
