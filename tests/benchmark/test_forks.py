@@ -30,6 +30,8 @@ RATIOS = {
     "speedup_plain_after_prefill",
     "speedup_careful",
     "speedup_careful_after_prefill",
+    "speedup_careful_jump_forward",
+    "speedup_careful_jump_forward_after_prefill",
     "width16_over_width1",
     "width16_over_width1_after_prefill",
     "width16_over_width1_per_token",

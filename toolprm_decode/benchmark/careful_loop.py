@@ -15,7 +15,7 @@ class CarefulLoop(PeerLoop):
 
     - What a beam wrote last is read once for all of its candidates, which then start from the same logits.
     - All candidates are one batch of a DynamicCache, repeated for the candidates and reordered for those that go on.
-      One pass reads a token of each; text that is forced is read in one pass, padded on the left.
+      One pass reads a token of each (or, jumping forward, all that is forced, padded on the left).
     - Candidates at their boundary ride along as padding until all are there, as in generate().
     - The reward model reads the new steps of all candidates in one batch over its cached prefixes; of its head only the
       two labels' rows are computed, at the tags.
@@ -33,8 +33,12 @@ class CarefulLoop(PeerLoop):
         """One pass a token over all candidates."""
         width = self.search.width
         known = [len(beam.steps) if round_ else 0 for beam in beams for _ in range(width)]
-        self._feed(beams)
-        first = self.written.logits
+        first = list(self._feed(beams))
+        while any(beam.pending for beam in beams):
+            waiting = [number for number, beam in enumerate(beams) if beam.pending]
+            read = self._feed(beams, waiting)
+            for number in waiting:
+                first[number] = read[number]
         self.written.repeat(width)
         drafts = [beam.fork() for beam in beams for _ in range(width)]
         logits = [first[number // width] for number in range(len(drafts))]
@@ -51,6 +55,13 @@ class CarefulLoop(PeerLoop):
             self._feed(drafts, going)
             logits = list(self.written.logits)
             self.clock.lap("policy")
+            waiting = [index for index in going if drafts[index].pending]
+            while waiting:  # until what is forced was read, the others ride along
+                read = self._feed(drafts, waiting)
+                for index in waiting:
+                    logits[index] = read[index]
+                self.clock.lap("policy")
+                waiting = [index for index in waiting if drafts[index].pending]
 
     def score(self, drafts: Sequence[Draft], beams: Sequence[Draft]) -> None:
         """One pass over the new steps of all candidates."""
@@ -69,13 +80,11 @@ class CarefulLoop(PeerLoop):
         self.written.select(indices)
         self.judged.select(indices)
 
-    def _feed(self, drafts: Sequence[Draft], going: Sequence[int] | None = None) -> None:
-        """Reads the pending tokens of those that go on."""
-        rows = [draft.pending if going is None or i in going else [] for i, draft in enumerate(drafts)]
+    def _feed(self, drafts: Sequence[Draft], going: Sequence[int] | None = None) -> torch.Tensor:
+        """Reads pending tokens of those that go on; returns the logits [drafts, vocab] of the last ones read."""
+        rows = [self.take_pending(draft) if going is None or i in going else [] for i, draft in enumerate(drafts)]
         self._count(policy=self.written.read(rows, keep=1))
-        for draft, row in zip(drafts, rows, strict=True):
-            if row:
-                draft.pending = []
+        return self.written.logits
 
     def _count(self, policy: int = 0, prm: int = 0) -> None:
         self.policy_tokens += policy

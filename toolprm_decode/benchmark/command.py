@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,12 @@ def add_parser(commands: Any) -> None:
     )
     forks.add_argument("--quick", action="store_true", help="smaller models and a shorter prompt")
     forks.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
-    forks.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of both models")
+    forks.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of both models (default: bfloat16 where the processor has products for it, else float32)",
+    )
     forks.add_argument("--beams", type=int, default=4, metavar="N", help="prefixes kept (default 4)")
     forks.add_argument("--width", type=int, default=8, metavar="M", help="candidates a beam (default 8)")
     forks.add_argument("--seed", type=int, default=0, help="of the models and the search (default 0)")
@@ -38,7 +44,7 @@ def add_parser(commands: Any) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="of torch (default 1: passes that are shared out suffer from whatever else runs)",
+        help="of torch, and cores that may be used (default 1: passes that are shared out suffer from what else runs)",
     )
     forks.add_argument(
         "--tokenizer",
@@ -88,7 +94,7 @@ def run_forks(options: argparse.Namespace) -> None:
         QUICK if options.quick else FULL,
         tools,
         requests,
-        dtype=options.dtype,
+        dtype=_dtype(options.dtype),
         beams=search.beams,
         width=search.width,
         seed=options.seed,
@@ -101,8 +107,11 @@ def run_forks(options: argparse.Namespace) -> None:
     tokenizer, name = find_tokenizer(options.tokenizer)
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f}%"))
-    before = torch.get_num_threads()
+    before, cores = torch.get_num_threads(), _cores()
     torch.set_num_threads(options.threads)
+    # Nobody gets more: the decoder would run its two models beside each other where there are cores for that.
+    if cores:
+        os.sched_setaffinity(0, sorted(cores)[-options.threads :])
     try:
         with Progress(
             *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
@@ -120,12 +129,27 @@ def run_forks(options: argparse.Namespace) -> None:
             record = measure(settings, tokenizer, name, report)
     finally:
         torch.set_num_threads(before)
+        if cores:
+            os.sched_setaffinity(0, cores)
     print_forks(record)
     if options.json is not None:
         try:
             options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise RequestError(f"{options.json}: {error.strerror}") from error
+
+
+def _cores() -> set[int]:
+    """Those that this process may use; none where the system does not tell."""
+    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set()
+
+
+def _dtype(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "bfloat16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "float32"
 
 
 def _read_tools(path: Path) -> list[Any]:

@@ -72,14 +72,28 @@ class OurRun:
 
     @property
     def prefill(self) -> float:
-        """Seconds until both prompts were read."""
-        seconds = self.decoded.stats.seconds
-        return seconds.get("prepare", 0.0) + seconds.get("prefill", 0.0)
+        """Seconds of reading the prompts: until the policy's is read, and of the passes that read the reward model's.
+
+        The pass that reads the end of a prompt may be the first that is asked for logits too.
+        """
+        policy = self.passes[0].model
+        stats, spent = self.decoded.stats, 0.0
+        left = {True: stats.prompt_tokens - 1, False: stats.prompt_tokens}
+        for p in self.passes:
+            mine = p.model is policy
+            if left[mine] > 0:
+                spent += p.seconds
+                left[mine] -= p.tokens
+        return stats.seconds.get("prepare", 0.0) + spent
 
     @property
     def models(self) -> float:
-        """Seconds of the models' forward passes."""
-        return sum(p.seconds for p in self.passes)
+        """Seconds in which a model's forward pass was under way."""
+        busy, end = 0.0, self.start
+        for p in sorted(self.passes, key=lambda p: p.start):
+            busy += max(0.0, p.end - max(p.start, end))
+            end = max(end, p.end)
+        return busy
 
 
 class Forks:
@@ -138,13 +152,15 @@ class Forks:
         temperature = self.confident
         return replace(self.search, beams=1, width=width, temperature=temperature, policy_weight=1 / temperature)
 
-    def peer(self, kind: type[PeerLoop], masks: PeerGrammar, max_rounds: int | None = None) -> PeerRun:
+    def peer(
+        self, kind: type[PeerLoop], masks: PeerGrammar, max_rounds: int | None = None, jump_forward: bool = False
+    ) -> PeerRun:
         """One decode of the first request by a loop."""
 
         def progress(round_: int, share: float) -> None:
             self.report(f"{kind.name} loop, round {round_}", share)
 
-        loop = kind(self.policy.model, self.reward, self.grammar, masks, self.search, progress)
+        loop = kind(self.policy.model, self.reward, self.grammar, masks, self.search, progress, jump_forward)
         prompts = self.prompts(self.settings.requests[0])
         gc.collect()
         return loop.run(*prompts, max_rounds)
@@ -191,6 +207,7 @@ def measure(settings: Settings, tokenizer: Any, tokenizer_name: str, report: Rep
     peers: dict[str, PeerRun] = {}
     if masks is not None and settings.careful:
         peers["careful"] = forks.peer(CarefulLoop, masks)
+        peers["careful_jump_forward"] = forks.peer(CarefulLoop, masks, jump_forward=True)
     if masks is not None and settings.plain:
         peers["plain"] = forks.peer(PlainLoop, masks, settings.plain_rounds)
     widths = _widths(forks) if settings.widths else None
@@ -230,18 +247,15 @@ def measure(settings: Settings, tokenizer: Any, tokenizer_name: str, report: Rep
 def round_ends(run: OurRun, judge: Any) -> list[float]:
     """Seconds from the start to the end of each round of ours: to the last of the passes that score it."""
     ends: list[float] = []
-    reading = True  # the prompts, up to the policy's first pass after the reward model's
     scoring = False
     for p in run.passes:
         if p.model is not judge:
-            reading = reading and not scoring
             scoring = False
-            continue
-        if not reading and scoring:
-            ends.pop()  # one round may be scored in several passes
-        if not reading:
+        elif p.outputs:
+            if scoring:
+                ends.pop()  # one round may be scored in several passes
             ends.append(p.end - run.start)
-        scoring = True
+            scoring = True
     return ends
 
 
@@ -257,7 +271,7 @@ def _widths(forks: Forks) -> dict[int, list[OurRun]]:
 
 def _ratios(ours: OurRun, peers: dict[str, PeerRun], judge: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for name in ("plain", "careful"):
+    for name in ("plain", "careful", "careful_jump_forward"):
         run = peers.get(name)
         out[f"speedup_{name}"] = out[f"speedup_{name}_after_prefill"] = None
         if run is not None and run.complete:

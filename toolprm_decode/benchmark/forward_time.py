@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
-
+from toolprm_decode.engine import Batch, KVStore
 from toolprm_decode.engine.runner import ModelRunner
 
 
@@ -19,12 +18,13 @@ class ForwardPass:
     """One pass of a model.
 
     Attributes:
-        model: whose. tokens: how many it read.
+        model: whose. tokens: how many it read. outputs: of how many the logits were wanted.
         start, end: of time.perf_counter(), from token ids to float32 logits, the head included.
     """
 
     model: Any
     tokens: int
+    outputs: int
     start: float
     end: float
 
@@ -36,14 +36,15 @@ class ForwardPass:
 
 @contextmanager
 def timed_forwards() -> Iterator[list[ForwardPass]]:
-    """Fills the list with the passes of all engines until the context ends. Not for several threads at once."""
+    """Fills the list with the passes of all engines until the context ends."""
     passes: list[ForwardPass] = []
     run = ModelRunner.run
 
-    def timed(self: ModelRunner, tokens: Any, *args: Any, **options: Any) -> Any:
+    def timed(self: ModelRunner, store: KVStore, batch: Batch) -> Any:
         start = time.perf_counter()
-        result = run(self, tokens, *args, **options)
-        passes.append(ForwardPass(self.model, int(np.size(tokens)), start, time.perf_counter()))
+        result = run(self, store, batch)
+        outputs = len(batch.outputs) + len(batch.few_outputs)
+        passes.append(ForwardPass(self.model, len(batch.tokens), outputs, start, time.perf_counter()))
         return result
 
     with patch.object(ModelRunner, "run", timed):

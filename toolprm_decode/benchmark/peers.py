@@ -3,6 +3,7 @@
 The search is the one of arXiv 2510.14703 with the package's choices, so that equal random numbers find equal answers:
 ranks by the last step's score to four decimals, equal decisions as one candidate, finished ones keeping their seats.
 Where steps end, and which text is forced, the loops learn from the package's own matcher; the masks are xgrammar's.
+Forced text takes a pass a token, as in generate(), unless a loop jumps forward: then it is read in one pass.
 Candidates that decide the same are told apart until they were scored: merging them earlier is what is measured.
 """
 
@@ -12,6 +13,7 @@ import copy
 import inspect
 import json
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +28,21 @@ from toolprm_decode.errors import RequestError
 from toolprm_decode.grammar.call_grammar import CallGrammar, Matcher, Step
 from toolprm_decode.rewards import ToolPRM
 from toolprm_decode.search import Search
-from toolprm_decode.search.loop import Clock
+
+
+class Clock:
+    """Seconds spent a phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Books the time since the last lap on a phase."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
 
 # Called with the number of the round, from 1, and how much of its work is done, in [0, 1].
 Progress = Callable[[int, float], None]
@@ -118,13 +134,22 @@ class PeerLoop(ABC):
         policy: a causal LM of transformers. reward: the reward model; its tokenizer and tags are used, its engine not.
         grammar: of one call, for the boundaries. masks: the same calls in xgrammar's words.
         search: step-beam, ranked by the last score; max_tokens is not enforced, but an answer beyond it is an error.
+        jump_forward: text that is forced is read in one pass.
     """
 
     name = ""
 
     def __init__(
-        self, policy: Any, reward: ToolPRM, grammar: CallGrammar, masks: PeerGrammar, search: Search, progress: Progress
+        self,
+        policy: Any,
+        reward: ToolPRM,
+        grammar: CallGrammar,
+        masks: PeerGrammar,
+        search: Search,
+        progress: Progress,
+        jump_forward: bool = False,
     ):
+        self.jump_forward = jump_forward
         self.policy, self.reward, self.judge = policy, reward, reward.engine.model
         self.grammar, self.masks, self.search, self.progress = grammar, masks, search, progress
         self.round = 0
@@ -212,6 +237,12 @@ class PeerLoop(ABC):
         draft.choices = (*draft.choices, token)
         draft.write([token])
         draft.force()
+
+    def take_pending(self, draft: Draft) -> list[int]:
+        """What the policy reads of a draft next: all that is pending, or a token of it. None is left where it draws."""
+        count = len(draft.pending) if self.jump_forward else min(1, len(draft.pending))
+        taken, draft.pending = draft.pending[:count], draft.pending[count:]
+        return taken
 
     def at_boundary(self, draft: Draft, known: int) -> bool:
         """It has a step more than the known ones, or is over."""

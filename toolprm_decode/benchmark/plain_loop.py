@@ -14,7 +14,7 @@ from toolprm_decode.benchmark.peers import Draft, PeerLoop, cache_argument
 class PlainLoop(PeerLoop):
     """One forward pass a token of a candidate, one over the whole text for its score.
 
-    Text that is forced is read in one pass, and of the heads only the rows that are needed are computed.
+    Of the heads only the rows that are needed are computed.
     """
 
     name = "plain"
@@ -36,8 +36,9 @@ class PlainLoop(PeerLoop):
                 draft, cache = beam.fork(), copy.deepcopy(before[number])
                 self.clock.lap("search")
                 while True:
-                    logits = self.read(draft.pending, cache)
-                    draft.pending = []
+                    logits = self.read(self.take_pending(draft), cache)
+                    while draft.pending:
+                        logits = self.read(self.take_pending(draft), cache)
                     self.clock.lap("policy")
                     self.draw(draft, logits, draw, round_)
                     self.clock.lap("masks and draws")

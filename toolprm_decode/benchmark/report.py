@@ -9,6 +9,8 @@ _RATIOS = {
     "speedup_plain_after_prefill": "  without the prompts",
     "speedup_careful": "times as fast as the careful loop",
     "speedup_careful_after_prefill": "  without the prompts",
+    "speedup_careful_jump_forward": "times as fast as the careful loop that reads forced text in one pass",
+    "speedup_careful_jump_forward_after_prefill": "  without the prompts",
     "width16_over_width1": "time of width 16 over width 1, one beam, decided policy",
     "width16_over_width1_after_prefill": "  without the prompts",
     "width16_over_width1_per_token": "  without the prompts, for each token of the answers",
@@ -39,11 +41,11 @@ def print_forks(record: dict[str, Any]) -> None:
     runs.add_row(
         "ours", f"{seconds['ours']:.2f}", f"{seconds['ours_prefill']:.2f}", f"{tokens['policy']}", f"{tokens['prm']}"
     )
-    for name in ("careful", "plain"):
+    for name, text in (("careful", "careful loop"), ("careful_jump_forward", "jumping"), ("plain", "plain loop")):
         if name in seconds:
             prefill = seconds[f"{name}_phases"]["prefill"]
             count = (f"{tokens[f'{name}_policy']}", f"{tokens[f'{name}_prm']}")
-            runs.add_row(f"{name} loop", f"{seconds[name]:.2f}", f"{prefill:.2f}", *count)
+            runs.add_row(text, f"{seconds[name]:.2f}", f"{prefill:.2f}", *count)
     for key, text in (("width1", "width 1, one beam"), ("width16", "width 16, one beam")):
         if key in seconds:
             runs.add_row(text, f"{seconds[key]:.2f}", f"{seconds[f'{key}_prefill']:.2f}", "", "")
