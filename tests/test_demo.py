@@ -78,3 +78,19 @@ def test_they_load_from_their_folders(tmp_path: Path) -> None:
     steps = [("FUNC_NAME", '[{"name": "find_flight"'), ("ARG_VALUE", ', "arguments": {"to": "Lima"')]
     again = ToolPRM.from_pretrained(tmp_path)
     assert again.score("<|user|> to Lima<|assistant|>", steps) == prm.score("<|user|> to Lima<|assistant|>", steps)
+
+
+def test_the_reward_model_reads_at_most_twice_what_the_policy_does() -> None:
+    demo = load_demo()
+    decoder = Decoder(demo.model, demo.prm, tokenizer=demo.tokenizer, search=demo.search, prefix_memory=0)
+    engines = (decoder._policy, demo.prm.engine)
+    run = [0, 0]
+    for sample in held_out(0, 8):
+        before = [engine.forward_tokens for engine in engines]
+        stats = decoder.decode(sample.tools, sample.messages).stats
+        counted = (stats.policy_tokens, stats.prm_tokens)
+        assert counted == tuple(engine.forward_tokens - b for engine, b in zip(engines, before, strict=True))
+        assert counted[1] <= 2 * counted[0]
+        run = [total + own - stats.prompt_tokens for total, own in zip(run, counted, strict=True)]
+    print(run, run[1] / run[0])
+    assert run[1] <= 2.5 * run[0]  # the prompts, which both read, left out

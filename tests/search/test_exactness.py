@@ -109,8 +109,10 @@ def test_one_request_is_answered_exactly(strategy: str, aggregate: str, kind: st
         assert_exact(one.decode(request.tools, request.prompt, request.search), request, one, kind)
 
 
+@pytest.mark.parametrize("beside", [True, False], ids=["two-threads", "one-thread"])
 @pytest.mark.parametrize("kind", REWARDS)
-def test_a_batch_is_answered_as_its_requests_alone(kind: str) -> None:
+def test_a_batch_is_answered_as_its_requests_alone(kind: str, beside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolprm_decode.search.scheduler._beside", lambda *_: beside)
     requests = [
         Request([SWITCH, SWAP], "Light in the hall", Search(beams=3, width=4, temperature=1.2, seed=3, max_tokens=40)),
         Request([SWITCH], [{"role": "user", "content": "dark"}], Search("sample", width=6, seed=3, max_tokens=24)),

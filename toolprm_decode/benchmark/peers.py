@@ -15,15 +15,18 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from toolprm_decode import _core
 from toolprm_decode.benchmark.peer_grammar import PeerGrammar
+from toolprm_decode.decoding import Decoded
 from toolprm_decode.errors import RequestError
 from toolprm_decode.grammar.call_grammar import CallGrammar, Matcher, Step
 from toolprm_decode.rewards import ToolPRM
@@ -46,6 +49,44 @@ class Clock:
 
 # Called with the number of the round, from 1, and how much of its work is done, in [0, 1].
 Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Trail:
+    """What a search of the package drew and how it scored, for loops to follow.
+
+    In bfloat16 rounding sends loops different ways, and their times would be of different work. A loop that follows
+    computes all that it would without, and then takes what the search took.
+
+    Attributes:
+        tokens: by the uniform number that drew it. scores: of a step, by the texts of the steps up to it.
+    """
+
+    tokens: dict[float, int] = field(default_factory=dict)
+    scores: dict[tuple[str, ...], float] = field(default_factory=dict)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Notes the draws of all decoders until the context ends."""
+        sample = _core.sample_plan
+
+        def noted(plan: _core.Plan, *logits: Any) -> Any:
+            drawn = sample(plan, *logits)
+            self.tokens.update(zip(plan.uniforms.tolist(), drawn[0].tolist(), strict=True))
+            return drawn
+
+        with patch.object(_core, "sample_plan", noted):
+            yield
+
+    def note_scores(self, decoded: Decoded) -> None:
+        """Notes how an answer's candidates were scored."""
+        nodes = decoded.tree.nodes
+        for index, node in enumerate(nodes):
+            before = [step.text for i in decoded.tree.path(index)[:-1] for step in nodes[i].steps]
+            for step in node.steps:
+                before.append(step.text)
+                if step.score is not None:
+                    self.scores[tuple(before)] = step.score
 
 
 @dataclass
@@ -135,6 +176,7 @@ class PeerLoop(ABC):
         grammar: of one call, for the boundaries. masks: the same calls in xgrammar's words.
         search: step-beam, ranked by the last score; max_tokens is not enforced, but an answer beyond it is an error.
         jump_forward: text that is forced is read in one pass.
+        trail: a search to follow, None to go its own way.
     """
 
     name = ""
@@ -148,8 +190,9 @@ class PeerLoop(ABC):
         search: Search,
         progress: Progress,
         jump_forward: bool = False,
+        trail: Trail | None = None,
     ):
-        self.jump_forward = jump_forward
+        self.jump_forward, self.trail = jump_forward, trail
         self.policy, self.reward, self.judge = policy, reward, reward.engine.model
         self.grammar, self.masks, self.search, self.progress = grammar, masks, search, progress
         self.round = 0
@@ -171,6 +214,8 @@ class PeerLoop(ABC):
             self.candidates += len(beams) * self.search.width
             drafts = self.expand(beams, round_)
             self.score(drafts, beams)
+            for draft in drafts:
+                self._follow(draft)
             kept = self._select(drafts, answered, self.search.beams - len(answers))
             going = [i for i in kept if not drafts[i].finished]
             self.keep(going)
@@ -232,6 +277,8 @@ class PeerLoop(ABC):
         uniform = _core.uniform(self.search.seed, draw, len(draft.tokens), round_)
         heap = np.cumsum(np.exp(values / self.search.temperature))
         pick = min(int(np.searchsorted(heap, uniform * heap[-1], side="right")), len(legal) - 1)
+        if self.trail is not None and (taken := self.trail.tokens.get(uniform)) is not None:
+            pick = int(np.searchsorted(legal, taken))
         token = int(legal[pick])
         draft.logprob += float(values[pick] - np.log(np.exp(values).sum()))
         draft.choices = (*draft.choices, token)
@@ -247,6 +294,13 @@ class PeerLoop(ABC):
     def at_boundary(self, draft: Draft, known: int) -> bool:
         """It has a step more than the known ones, or is over."""
         return draft.finished or len(draft.steps) > known
+
+    def _follow(self, draft: Draft) -> None:
+        """Takes the scores of the trail for those of its own."""
+        if self.trail is None:
+            return
+        texts = tuple(step.text for step in draft.steps)
+        draft.scores = [self.trail.scores.get(texts[: i + 1], own) for i, own in enumerate(draft.scores)]
 
     def new_text(self, draft: Draft, first: int) -> tuple[list[int], list[int]]:
         """What the reward model reads of the steps from `first` on: tokens, and indices of the tags among them."""
