@@ -52,11 +52,6 @@ class Calibration:
     confident_entropy: float
     drawn_tokens: float
 
-    @property
-    def as_dict(self) -> dict[str, float]:
-        """For the record."""
-        return dict(vars(self))
-
 
 def target_distinct(width: int) -> float:
     """Distinct steps of so many draws of a trained policy, in between by the logarithm of the width."""

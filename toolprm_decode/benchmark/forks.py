@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +12,7 @@ from typing import Any
 
 import torch
 
-from toolprm_decode.benchmark.calibration import Calibration, calibrate, target_distinct
+from toolprm_decode.benchmark.calibration import calibrate, target_distinct
 from toolprm_decode.benchmark.careful_loop import CarefulLoop
 from toolprm_decode.benchmark.forward_time import ForwardPass, timed_forwards
 from toolprm_decode.benchmark.machine import describe_machine
@@ -30,6 +32,7 @@ FORMAT = "json-list"
 WIDE = 16
 # Requests over which the two widths are compared: their answers differ, and with them the work.
 WIDTH_REQUESTS = 3
+CALIBRATION_SEEDS, CALIBRATION_STEPS = 6, 5
 
 # Called with what is being measured, and how much of it is done, in [0, 1].
 Report = Callable[[str, float], None]
@@ -121,14 +124,43 @@ class Forks:
         own, _ = render(self.reward.tokenizer, self.grammar.tools, messages, self.grammar.format)
         return list(self.tokenizer(text, add_special_tokens=not templated)["input_ids"]), self.reward.encode_prompt(own)
 
-    def calibrate(self) -> Calibration:
-        """Sets the temperature of the search, and that of a confident policy."""
-        self.report("calibrating the temperature", 0.0)
+    def calibrate(self) -> dict[str, Any]:
+        """Sets the temperatures of the search and of a confident policy, and the seed of the search.
+
+        What a policy's distributions promise is a first guess: which texts the search goes on with is up to the reward
+        model. So the temperature is set by searches themselves, of several seeds, to the share of distinct candidates
+        of a trained policy, and the seed whose search comes closest to it is the one that is compared.
+        """
         prompt, _ = self.prompts(self.settings.requests[0])
         found = calibrate(self.policy.model, self.grammar, prompt, self.settings.width, self.settings.seed)
-        self.search = replace(self.search, temperature=found.temperature)
         self.confident = found.confident
-        return found
+        target = target_distinct(self.settings.width)
+        decoder, seeds = self._decoder(), range(self.settings.seed, self.settings.seed + CALIBRATION_SEEDS)
+
+        def distinct(temperature: float) -> list[float]:
+            """Of `width` draws of a step, for each seed."""
+            searches = [replace(self.search, temperature=temperature, seed=seed) for seed in seeds]
+            requests = [Request(self.settings.tools, self.settings.requests[0], search) for search in searches]
+            stats = [decoded.stats for decoded in decoder.decode_batch(requests)]
+            return [self.settings.width * s.distinct_candidates / s.candidates for s in stats]
+
+        low, high = found.temperature / 4, found.temperature * 4
+        for step in range(CALIBRATION_STEPS):
+            self.report("calibrating the temperature", step / CALIBRATION_STEPS)
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if statistics.mean(distinct(middle)) < target else (low, middle)
+        temperature = math.sqrt(low * high)
+        shares = distinct(temperature)
+        seed, share = min(zip(seeds, shares, strict=True), key=lambda pair: abs(pair[1] - target))
+        self.search = replace(self.search, temperature=temperature, seed=seed)
+        return {
+            "target_distinct": target,
+            "temperature": temperature,
+            "distinct": statistics.mean(shares),
+            "seed": seed,
+            "seed_distinct": share,
+            **{name: getattr(found, name) for name in ("confident", "confident_entropy", "drawn_tokens")},
+        }
 
     def warm_up(self) -> None:
         """What is done once a process: allocations, and the tables of the vocabulary."""
@@ -237,7 +269,7 @@ def measure(settings: Settings, tokenizer: Any, tokenizer_name: str, report: Rep
         "seconds": _seconds(ours, peers, widths, batch),
         "breakdown": _breakdown(ours),
         "tokens": _tokens(ours, peers),
-        "calibration": calibration.as_dict | {"target_distinct": target_distinct(settings.width)},
+        "calibration": calibration,
         "answer": ours.decoded.text,
         "config": {
             "shape": str(settings.shape),
@@ -250,7 +282,7 @@ def measure(settings: Settings, tokenizer: Any, tokenizer_name: str, report: Rep
             "beams": settings.beams,
             "width": settings.width,
             "temperature": forks.search.temperature,
-            "seed": settings.seed,
+            "seed": forks.search.seed,
             "format": FORMAT,
             "max_calls": 1,
             "plain_rounds": settings.plain_rounds,

@@ -61,10 +61,10 @@ def print_forks(record: dict[str, Any]) -> None:
 
     calibration = record["calibration"]
     console.print(
-        f"At temperature {calibration['temperature']:.3g}, {calibration['distinct']:.2f} of "
-        f"{record['config']['width']} draws a step are expected to be distinct (a trained policy: "
-        f"{calibration['target_distinct']:.2f}), at {calibration['entropy']:.2f} nats a drawn token; "
-        f"{tokens['distinct_candidates']} of all {tokens['candidates']} were.",
+        f"At temperature {calibration['temperature']:.3g}, searches of several seeds found "
+        f"{calibration['distinct']:.2f} distinct candidates in {record['config']['width']} draws of a step (a trained "
+        f"policy: {calibration['target_distinct']:.2f}); seed {calibration['seed']}, which is compared, found "
+        f"{tokens['distinct_candidates']} in all its {tokens['candidates']} draws.",
         soft_wrap=True,
     )
     if (widths := record["widths"]) is not None:
