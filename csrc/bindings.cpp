@@ -420,21 +420,22 @@ void bind_search(py::module_ &m) {
       .def_readonly("idle", &PoolOptions::idle);
   py::class_<Search>(m, "Search")
       .def(py::init([](const PoolOptions &policy, const PoolOptions &reward, std::int32_t prompt_tokens,
-                       std::int32_t most_requests) {
-             return std::make_unique<Search>(SearchConfig{policy, reward, prompt_tokens, most_requests});
+                       std::int32_t most_requests, std::int32_t most_rows) {
+             return std::make_unique<Search>(SearchConfig{policy, reward, prompt_tokens, most_requests, most_rows});
            }),
            py::arg("policy") = PoolOptions{}, py::arg("reward") = PoolOptions{}, py::arg("prompt_tokens") = 512,
-           py::arg("most_requests") = 256)
+           py::arg("most_requests") = 256, py::arg("most_rows") = 512)
       .def(
           "add",
           [](Search &self, const Matcher &matcher, const SearchOptions &options, std::vector<TokenId> prompt,
-             Scoring scoring, std::vector<TokenId> reward_prompt, std::shared_ptr<RewardFormat> reward) {
+             Scoring scoring, std::vector<TokenId> reward_prompt, std::shared_ptr<RewardFormat> reward,
+             std::int32_t reward_room) {
             py::gil_scoped_release release;
-            return self.add(
-                Request{matcher, options, scoring, std::move(prompt), std::move(reward_prompt), std::move(reward)});
+            return self.add(Request{matcher, options, scoring, std::move(prompt), std::move(reward_prompt),
+                                    std::move(reward), reward_room});
           },
           py::arg("matcher"), py::arg("options"), py::arg("prompt"), py::arg("scoring") = Scoring::kNone,
-          py::arg("reward_prompt") = std::vector<TokenId>{}, py::arg("reward") = nullptr)
+          py::arg("reward_prompt") = std::vector<TokenId>{}, py::arg("reward") = nullptr, py::arg("reward_room") = 0)
       .def("cancel", &Search::cancel)
       .def("ended", &Search::ended)
       .def("finished", &Search::finished)

@@ -24,7 +24,6 @@ BlockRun BlockPool::take(Holes::iterator hole, std::int32_t count) {
   if (size > count)
     holes_.emplace_hint(after, first + count, size - count);
   in_use_ += count;
-  blocks_ = std::max(blocks_, first + count);
   return {first, count};
 }
 
@@ -44,6 +43,13 @@ BlockRun BlockPool::allocate_run(std::int32_t most) {
   if (best == holes_.end() || most < 1)
     return {};
   return take(best, std::min(most, best->second));
+}
+
+std::int32_t BlockPool::blocks() const {
+  if (holes_.empty())
+    return capacity_ + 1;
+  const auto [first, count] = *holes_.rbegin();
+  return first + count == capacity_ + 1 ? first : capacity_ + 1;
 }
 
 void BlockPool::release(BlockRun run) {

@@ -88,6 +88,7 @@ private:
 Search::Search(SearchConfig config) : config_(config) {
   check(config_.prompt_tokens >= 1, "a pass must read at least one token of a prompt");
   check(config_.most_requests >= 1, "at least one request must be under way");
+  check(config_.most_rows >= 1, "a pass must have at least one row");
   for (const Side side : {Side::kPolicy, Side::kReward}) {
     const PoolOptions &options = side == Side::kPolicy ? config_.policy : config_.reward;
     check(options.idle >= -1, "the blocks of idle prompts cannot be fewer than none");
@@ -104,7 +105,8 @@ std::int64_t Search::add(Request request) {
   SearchOptions &o = request.options;
   check(o.beams >= 1 && o.beams <= 4096, "beams must be between 1 and 4,096");
   check(o.width >= 1 && o.width <= 4096, "width must be between 1 and 4,096");
-  check(std::isfinite(o.temperature) && o.temperature >= 0, "temperature must be 0 or more");
+  check(std::isfinite(o.temperature) && (o.temperature == 0 || o.temperature >= 1e-6),
+        "temperature must be 0 or at least 1e-6");
   check(std::isfinite(o.policy_weight), "policy_weight must be a number");
   check(o.max_tokens >= 1, "max_tokens must be 1 or more");
   check(!request.prompt.empty(), "a prompt must have at least one token");
@@ -208,6 +210,8 @@ void Search::admit() {
 }
 
 bool Search::admit(Task &task) {
+  if (in_open_plan(task.id)) // it gave its blocks up meanwhile: what comes of the plan is for it as it is now
+    return false;
   const std::span<const TokenId> prompt(task.request.prompt);
   const std::span<const TokenId> none;
   bool enough = true;
@@ -230,9 +234,9 @@ bool Search::admit(Task &task) {
     return true;
   const bool hopeless = alone(task);
   const bool before = task.gave_up;
-  task.give_up_blocks();
+  give_up_blocks(task);
   task.gave_up = before;
-  if (!hopeless)
+  if (!hopeless || task.ended())
     return false;
   if (restart(task))
     return !task.ended() && admit(task);
@@ -249,6 +253,15 @@ bool Search::admit(Task &task) {
         (task.has_model_reward() ? ", and " + blocks(Side::kReward) + " of the reward model" : std::string()))));
   }
   return false;
+}
+
+// Fails the request where what it has to read again cannot be written down: by its tokenizer.
+void Search::give_up_blocks(Task &task) {
+  try {
+    task.give_up_blocks();
+  } catch (...) {
+    task.fail(std::current_exception());
+  }
 }
 
 bool Search::restart(Task &task) {
@@ -284,12 +297,8 @@ bool Search::preempt_youngest(const Task &older) {
     Task &task = *entry->second;
     if (!task.admitted || task.ended() || in_open_plan(task.id))
       continue;
-    try {
-      task.give_up_blocks();
-      ++task.stats.preemptions;
-    } catch (...) { // its tokenizer
-      task.fail(std::current_exception());
-    }
+    give_up_blocks(task);
+    ++task.stats.preemptions;
     return true;
   }
   return false;
@@ -334,9 +343,12 @@ const Plan &Search::plan() {
       ++expanding;
   }
   const Side first = scoring >= expanding ? Side::kReward : Side::kPolicy;
+  const Side second = first == Side::kReward ? Side::kPolicy : Side::kReward;
   if (const Plan &plan = this->plan(first); plan.kind != PlanKind::kDone)
     return plan;
-  return plan(first == Side::kReward ? Side::kPolicy : Side::kReward);
+  if (const Plan &plan = this->plan(second); plan.kind != PlanKind::kDone || !restarted_)
+    return plan;
+  return plan(first); // which has something to run, now that a request has begun anew
 }
 
 // Reads what is left of a request's prompt, as far as the pass has room for it. True where all of it is read then.
@@ -376,9 +388,29 @@ void Search::plan_policy() {
   };
   std::vector<Output> full, few;
   std::set<TokenId> few_ids;
+  std::map<const Mask *, bool> narrow; // whether its ids are among them
+  // Adds a mask's ids, unless there would be too many.
+  const auto narrowed = [&](const Mask &mask) {
+    const auto [known, fresh] = narrow.emplace(&mask, mask.words.empty());
+    if (!fresh || !known->second)
+      return known->second;
+    std::vector<TokenId> added;
+    for (const TokenId id : mask.few)
+      if (few_ids.insert(id).second)
+        added.push_back(id);
+    if (few_ids.size() > kMostFewIds) {
+      known->second = false;
+      for (const TokenId id : added)
+        few_ids.erase(id);
+    }
+    return known->second;
+  };
+  std::size_t rows = 0;
   std::int32_t room = config_.prompt_tokens;
   for (auto &[id, task] : tasks_) {
     if (!task->admitted || task->phase != Task::Phase::kExpanding)
+      continue;
+    if (rows > 0 && rows + task->rows.size() > static_cast<std::size_t>(config_.most_rows))
       continue;
     // Room is made before anything of the request is planned: where there is none, it may fail.
     const bool decodes =
@@ -399,16 +431,10 @@ void Search::plan_policy() {
       task->stats.policy_tokens += static_cast<std::int64_t>(prefix.pending.size());
       prefix.pending.clear();
       task->stats.masks += masks.insert(row.mask.get()).second ? 1 : 0;
-      bool narrow = row.mask->words.empty();
-      if (narrow) {
-        std::set<TokenId> more = few_ids;
-        more.insert(row.mask->few.begin(), row.mask->few.end());
-        narrow = more.size() <= kMostFewIds;
-        if (narrow)
-          few_ids = std::move(more);
-      }
-      (narrow ? few : full).push_back({task.get(), &row, static_cast<std::int32_t>(plan.tokens.size() - 1)});
+      (narrowed(*row.mask) ? few : full)
+          .push_back({task.get(), &row, static_cast<std::int32_t>(plan.tokens.size() - 1)});
     }
+    rows += task->rows.size();
   }
   plan.full_outputs = static_cast<std::int32_t>(full.size());
   plan.few_ids.assign(few_ids.begin(), few_ids.end());
@@ -450,9 +476,12 @@ void Search::plan_reward() {
   SideState &state = side_of(Side::kReward);
   Plan &plan = state.plan;
   PlanBuilder builder(plan);
+  std::size_t rows = 0;
   std::int32_t room = config_.prompt_tokens;
   for (auto &[id, task] : tasks_) {
     if (!task->admitted || task->ended() || !task->has_model_reward())
+      continue;
+    if (rows > 0 && rows + task->candidates.size() > static_cast<std::size_t>(config_.most_rows))
       continue;
     const bool scores = task->phase == Task::Phase::kScoring && reads_all(*task, Side::kReward, room) &&
                         reserve(*task, Side::kReward, task->needed(Side::kReward));
@@ -465,6 +494,7 @@ void Search::plan_reward() {
     if (!scores)
       continue;
     task->scoring_planned = true;
+    rows += task->candidates.size();
     for (Row &row : task->candidates) {
       row.prefix.reward_read = row.prefix.steps.size();
       if (row.reward_tokens.empty())
@@ -579,13 +609,8 @@ void Search::fail(Side side, const std::exception_ptr &error) {
       found->second->fail(error);
   // What the pass was to write is not there, and others may already count on it.
   for (auto &[id, task] : tasks_)
-    if (task->admitted && !task->ended() && !task->read[static_cast<std::size_t>(side)]) {
-      try {
-        task->give_up_blocks();
-      } catch (...) {
-        task->fail(std::current_exception());
-      }
-    }
+    if (task->admitted && !task->ended() && !task->read[static_cast<std::size_t>(side)])
+      give_up_blocks(*task);
   state.cache->clear();
 }
 

@@ -345,8 +345,14 @@ void Search::Task::settle() {
   stats.distinct_candidates += static_cast<std::int64_t>(candidates.size());
   bool to_score = false;
   for (Row &row : candidates) {
-    if (request.scoring == Scoring::kModel)
+    if (request.scoring == Scoring::kModel) {
       write_reward(row);
+      const auto length = static_cast<std::int64_t>(row.reward_tokens.size()) + row.prefix.reward_kv.length();
+      if (request.reward_room > 0 && length > request.reward_room)
+        throw BudgetError("the steps of an answer have " + std::to_string(length) +
+                          " tokens of the reward model, which has room for " + std::to_string(request.reward_room) +
+                          " after its prompt");
+    }
     const bool fresh = row.prefix.steps.size() > row.known;
     to_score = to_score || (request.scoring == Scoring::kExternal ? fresh : !row.reward_tokens.empty());
   }
@@ -498,6 +504,7 @@ void Search::Task::fail(std::exception_ptr what) {
   error = std::move(what);
   rows.clear();
   candidates.clear();
+  beams_.clear();
   leases = {};
 }
 
@@ -544,12 +551,12 @@ void Search::Task::give_up_blocks() {
 bool Search::Task::restart() {
   if (!gave_up)
     return false;
-  give_up_blocks();
-  gave_up = false;
-  phase = Phase::kExpanding;
-  round = 0;
   rows.clear();
   candidates.clear();
+  give_up_blocks();
+  gave_up = scoring_planned = false;
+  phase = Phase::kExpanding;
+  round = 0;
   beams_.clear();
   answers_.clear();
   answered_.clear();

@@ -251,6 +251,7 @@ def test_tools_that_cannot_be_used_are_refused(tools: Any) -> None:
         {"max_calls": 0},
         {"temperature": -0.1},
         {"temperature": math.nan},
+        {"temperature": 1e-310},
         {"temperature": "1"},
         {"policy_weight": math.inf},
         {"policy_weight": 10**400},

@@ -320,6 +320,7 @@ class Search:
         reward: PoolOptions = ...,
         prompt_tokens: int = 512,
         most_requests: int = 256,
+        most_rows: int = 512,
     ) -> None: ...
     def add(
         self,
@@ -329,6 +330,7 @@ class Search:
         scoring: Scoring = ...,
         reward_prompt: Sequence[int] = ...,
         reward: RewardFormat | None = None,
+        reward_room: int = 0,
     ) -> int: ...
     @property
     def blocks_in_use(self) -> tuple[int, int]: ...

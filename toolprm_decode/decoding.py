@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -143,7 +143,7 @@ class Decoder:
     """Keeps models, grammars and prompts warm between requests.
 
     Thread-safe: requests of several threads, or of one batch, share forward passes, and read what their prompts have in
-    common once. What is answered does not depend on what runs beside it.
+    common once. What runs beside a request changes its answer no more than the rounding of float arithmetic does.
 
     Args:
         model: the policy: a transformers causal LM, its folder or hub id, or an Engine.
@@ -252,6 +252,7 @@ class Decoder:
         return_exceptions: an error of a request stands in its place, and the others are answered; else the first one is
         raised and the others are dropped.
         """
+        self._scheduler.check_caller()
         prepared: list[Work[Decoded] | Exception] = []
         for request in requests:
             try:
@@ -292,12 +293,13 @@ class Decoder:
 
         Closing the iterator drops the request. Arguments and errors as for decode().
         """
+        self._scheduler.check_caller()
         events: queue.SimpleQueue[list[Step] | None] = queue.SimpleQueue()
         work = self._prepare(Request(tools, prompt, search, timeout))
         work.on_steps = lambda steps: events.put([_step(step) for step in steps])
         (pending,) = self._scheduler.submit([work])
         pending.add_done_callback(lambda _: events.put(None))
-        return _stream(pending, events, work.deadline)
+        return _Stream(pending, events, work.deadline)
 
     def _prepare(self, request: Request) -> Work[Decoded]:
         started = time.perf_counter()
@@ -320,7 +322,7 @@ class Decoder:
                 f"the prompt has {len(prompt)} tokens, and the model's context is {_context(self._policy)}: "
                 "use fewer tools or a shorter prompt"
             )
-        max_tokens, reward_prompt = min(search.max_tokens, room), []
+        max_tokens, reward_prompt, reward_room = min(search.max_tokens, room), [], 0
         if self._prm is not None:
             own, _ = render(self._prm.tokenizer, grammar.tools, messages, grammar.format)
             reward_prompt = self._prm.encode_prompt(own)
@@ -331,6 +333,7 @@ class Decoder:
                     f"the prompt has {len(reward_prompt)} tokens for the reward model, whose context is "
                     f"{_context(self._prm.engine)}: use fewer tools or a shorter prompt"
                 )
+            reward_room = _context(self._prm.engine) - len(reward_prompt)
         prepare = time.perf_counter() - started
 
         def finish(result: _core.Result, seconds: dict[str, float]) -> Decoded:
@@ -341,6 +344,7 @@ class Decoder:
             options=search.core_options(max_tokens),
             prompt=prompt,
             reward_prompt=reward_prompt,
+            reward_room=reward_room,
             scorer=None if self._scorer is None else _bound(self._scorer, text),
             finish=finish,
             deadline=deadline,
@@ -381,24 +385,38 @@ def _wait(pending: Pending[Decoded], work: Work[Decoded]) -> Decoded:
         raise DeadlineExceeded(LATE) from None
 
 
-def _stream(
-    pending: Pending[Decoded], events: queue.SimpleQueue[list[Step] | None], deadline: float | None
-) -> Iterator[Step | Decoded]:
-    try:
-        while (steps := _next(events, deadline)) is not None:
-            yield from steps
-        yield pending.result()
-    finally:
-        pending.cancel()
+class _Stream(Iterator["Step | Decoded"]):
+    """The steps of a request, then its answer. Drops the request when it is closed, or forgotten."""
 
+    def __init__(self, pending: Pending[Decoded], events: queue.SimpleQueue[list[Step] | None], deadline: float | None):
+        self._pending, self._events, self._deadline = pending, events, deadline
+        self._steps: deque[Step] = deque()
+        self._over = False
 
-def _next(events: queue.SimpleQueue[list[Step] | None], deadline: float | None) -> list[Step] | None:
-    if deadline is None:
-        return events.get()
-    try:
-        return events.get(timeout=max(0.0, deadline - time.monotonic()))
-    except queue.Empty:
-        raise DeadlineExceeded(LATE) from None
+    def __next__(self) -> Step | Decoded:
+        while not self._steps:
+            if self._over:
+                raise StopIteration
+            try:
+                left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+                steps = self._events.get(timeout=left)
+            except queue.Empty:
+                self.close()
+                raise DeadlineExceeded(LATE) from None
+            if steps is None:
+                self._over = True
+                return self._pending.result()
+            self._steps.extend(steps)
+        return self._steps.popleft()
+
+    def close(self) -> None:
+        """Drops the request."""
+        self._over = True
+        self._steps.clear()
+        self._pending.cancel()
+
+    def __del__(self) -> None:
+        self._pending.cancel()
 
 
 def _engine(model: Any, tokenizer: Any) -> Engine:

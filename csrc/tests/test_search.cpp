@@ -576,6 +576,7 @@ SearchConfig random_config(std::mt19937 &random) {
   config.reward.block_size = 1 + static_cast<std::int32_t>(below(random, 5));
   config.prompt_tokens = static_cast<std::int32_t>(std::array<std::size_t, 4>{1, 3, 20, 500}[below(random, 4)]);
   config.most_requests = static_cast<std::int32_t>(std::array<std::size_t, 3>{1, 3, 100}[below(random, 3)]);
+  config.most_rows = static_cast<std::int32_t>(std::array<std::size_t, 3>{1, 6, 100}[below(random, 3)]);
   return config;
 }
 
@@ -622,7 +623,11 @@ void a_failed_pass_fails_its_requests_alone() {
   const auto grammar = calls_grammar();
   int failed = 0;
   for (int i = 0; i < 60 && check::failures == 0; ++i) {
-    Runner runner(random_config(random));
+    SearchConfig config = random_config(random);
+    if (i % 2 == 0) // little memory besides
+      for (PoolOptions *pool : {&config.policy, &config.reward})
+        pool->capacity = (60 + static_cast<std::int32_t>(below(random, 160))) / pool->block_size + 1;
+    Runner runner(config);
     std::map<std::int64_t, Request> requests;
     const auto add = [&] {
       Request request = random_request(random, grammar);
@@ -649,12 +654,16 @@ void a_failed_pass_fails_its_requests_alone() {
         CHECK(runner.search.finished(id));
     }
     while (runner.step_sides(random)) {
+      for (const auto &[id, request] : requests)
+        static_cast<void>(runner.search.certain(id, 0));
     }
     for (const auto &[id, request] : requests)
       try {
         compare(request, runner.search.take(id));
       } catch (const std::domain_error &) {
         ++failed;
+      } catch (const OutOfBlocks &) {
+        CHECK(i % 2 == 0);
       }
     check_returned(runner.search);
   }
@@ -834,6 +843,7 @@ void mistakes_are_refused() {
   CHECK_THROWS(Search({{16, 0, -2}, {}}), std::invalid_argument);
   CHECK_THROWS(Search({{}, {}, 0}), std::invalid_argument);
   CHECK_THROWS(Search({{}, {}, 1, 0}), std::invalid_argument);
+  CHECK_THROWS(Search({{}, {}, 1, 1, 0}), std::invalid_argument);
   Search search;
   const auto refused = [&](const std::function<void(Request &)> &change) {
     Request bad = request;

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolprm_decode.engine.attention import Batch, ForwardPass, KVStore, Layer
+from toolprm_decode.errors import BudgetExceeded
 
 from .plans import padded
 
@@ -165,6 +166,66 @@ def test_every_pass_equals_the_softmax(
             torch.testing.assert_close(out[:, :, t].double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_context_may_lie_in_any_number_of_segments() -> None:
+    torch.manual_seed(0)
+    heads, group, dim, pieces = 2, 3, 8, 150
+    layer, store, none = Layer(0, 0.4, 100, None, None), KVStore(BLOCK), np.zeros(0, np.int32)
+    keys, values = torch.randn(heads, 2 * pieces, dim), torch.randn(heads, 2 * pieces, dim)
+    order = np.random.default_rng(0).permutation(pieces)  # the slots of a piece of two tokens
+    store.reserve(1 + pieces)
+    slots = np.concatenate([BLOCK * (1 + order[i]) + np.arange(2) for i in range(pieces)])
+    store.write(0, torch.from_numpy(slots), keys, values)
+    # Two rows read all of it, a third one only the first half.
+    contexts = np.stack([np.arange(pieces)] * 2 + [np.where(np.arange(pieces) < pieces // 2, np.arange(pieces), -1)])
+    positions = np.array([2 * pieces, 2 * pieces, pieces], np.int32)
+    batch = Batch(
+        tokens=np.zeros(3, np.int32),
+        positions=positions,
+        rows=np.arange(3, dtype=np.int32),
+        slots=BLOCK * (1 + pieces) + np.arange(3, dtype=np.int32),
+        segments=np.stack([BLOCK * (1 + order), np.full(pieces, 2)], 1).astype(np.int32),
+        contexts=contexts.astype(np.int32),
+        block_tables=np.zeros((3, 0), np.int32),
+        lengths=np.ones(3, np.int32),
+        outputs=none,
+        few_outputs=none,
+        few_ids=none,
+        copies=np.zeros((0, 3), np.int32),
+        blocks=2 + pieces,
+    )
+    query, key, value = torch.randn(heads, group, 3, dim), torch.randn(heads, 3, dim), torch.randn(heads, 3, dim)
+    pass_ = ForwardPass(store, batch)
+    assert len(pass_._segments) <= 2  # however many there are, what the same rows read is one product
+    out = pass_.attend(layer, query, key, value)
+    for t, position in enumerate(positions.tolist()):
+        whole = [torch.cat([side[:, :position], own[:, t : t + 1]], 1) for side, own in ((keys, key), (values, value))]
+        expected = oracle(query[:, :, t], whole[0], whole[1], position, layer)
+        torch.testing.assert_close(out[:, :, t].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_memory_for_what_is_needed_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = KVStore(BLOCK)
+    store.reserve(2)
+    key = torch.ones(2, 1, 3)
+    store.write(0, torch.tensor([4]), key, key)
+    allocate = torch.Tensor.new_empty
+
+    def scarce(self: torch.Tensor, *shape: int) -> torch.Tensor:
+        if shape[1] > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return allocate(self, *shape)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", scarce)
+    most = 3 * BLOCK
+    store.reserve(3)
+    assert store.write(0, torch.tensor([8]), key, key)[0].shape[1] == 3 * BLOCK
+    store.reserve(20)
+    with pytest.raises(BudgetExceeded, match="no memory"):
+        store.write(0, torch.tensor([8]), key, key)
+    store.reserve(3)  # what needs less goes on
+    assert store.write(0, torch.tensor([9]), key, key)[0][:, [4, 8, 9]].eq(1).all()
+
+
 def one_row(count: int) -> Batch:
     """A row without a context."""
     own, none = np.arange(count, dtype=np.int32), np.zeros(0, np.int32)
@@ -199,7 +260,8 @@ def test_growing_keeps_what_the_store_holds() -> None:
     for filled in (4, 5, 6, 7, 12, 30, 31):
         assert keys[:, filled].eq(1).all() and values[:, filled].eq(2).all()
     store.reserve(10)
-    assert store.slots == 12 * BLOCK  # no more than it was promised
+    store.copy(np.array([[4, 12, 1]]))
+    assert store.pools[0][0].shape[1] == 12 * BLOCK  # no more than it was promised
     assert store.bytes_per_slot == 2 * (3 + 5) * 4
 
 

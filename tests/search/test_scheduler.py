@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -16,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from toolprm_decode import Decoded, Decoder, Request, Search, Step
+from toolprm_decode import Decoded, Decoder, Request, Search, Step, ToolPRM
 from toolprm_decode.engine import Batch, Engine, KVStore
 from toolprm_decode.errors import (
     BudgetExceeded,
@@ -197,7 +199,7 @@ def test_a_stream_that_is_closed_drops_its_request() -> None:
 
 def wait_until_idle(one: Decoder) -> None:
     for _ in range(6000):
-        if held(one) == (0, 0) and not one._scheduler._running and not one._scheduler._alive:
+        if held(one) == (0, 0) and not one._scheduler._running and not one._scheduler._threads:
             return
         time.sleep(0.01)
     raise AssertionError(f"{held(one)} blocks are held still")
@@ -316,6 +318,108 @@ def test_a_callback_may_use_the_decoder() -> None:
 
     one.submit(Request(TOOLS, PROMPT, QUICK)).add_done_callback(again)
     assert done.wait(60)
+
+
+def test_those_who_wait_for_a_dropped_request_are_told() -> None:
+    free = threading.Event()
+    one = decoder(lambda *_: free.wait(60) / 2)
+    pending = [one.submit(Request(TOOLS, PROMPT, QUICK)) for _ in range(3)]
+    assert pending[0].cancel() and pending[0].cancel()
+    free.set()
+    done, waiting = futures.wait(pending, timeout=60)
+    assert len(done) == 3 and not waiting
+    assert {id(future) for future in futures.as_completed(pending, timeout=60)} == {id(future) for future in pending}
+
+
+def test_a_decoder_does_not_wait_for_itself() -> None:
+    errors: list[BaseException] = []
+    done = threading.Event()
+    one = decoder()
+
+    def wait_for_more(_: Any) -> None:
+        for use in (lambda: one.decode(TOOLS, PROMPT, QUICK), lambda: list(one.stream(TOOLS, PROMPT, QUICK))):
+            try:
+                use()
+            except RequestError as error:
+                errors.append(error)
+        done.set()
+
+    # The callback may come at once, in this thread, where it may wait.
+    pending = one.submit(Request(TOOLS, "Light " * 250, QUICK))
+    pending.add_done_callback(wait_for_more)
+    assert done.wait(60)
+    assert len(errors) in (0, 2) and all("submit()" in str(error) for error in errors)
+    scored = decoder(lambda *_: scored.decode(TOOLS, PROMPT, QUICK))
+    with pytest.raises(RequestError, match=r"submit\(\)"):
+        scored.decode(TOOLS, PROMPT, QUICK)
+
+
+class Rude(BaseException):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), Rude(), OSError("\udc80")], ids=["exit", "no-text", "surrogate"])
+def test_no_error_ends_a_decoder(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = plain(decoder(reward()).decode(TOOLS, PROMPT, QUICK))
+    one = decoder(reward())
+
+    def throw(*_: Any) -> Any:
+        raise error
+
+    for where in (one._policy, reward().engine):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, "forward", throw)
+            with pytest.raises(type(error)):
+                one.decode(TOOLS, PROMPT, QUICK)
+        assert plain(one.decode(TOOLS, PROMPT, QUICK)) == expected
+    scored = decoder(throw)
+    with pytest.raises(type(error)):
+        scored.decode(TOOLS, PROMPT, QUICK)
+    pending = [one.submit(Request(TOOLS, PROMPT, QUICK)) for _ in range(3)]
+    for future in pending:
+        future.add_done_callback(lambda _: throw() if threading.current_thread().name.startswith("toolprm") else 0)
+    assert [plain(future.result(60)) for future in pending] == [expected] * 3
+    wait_until_idle(one)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_the_scheduler_itself_is_told_to_all_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = decoder(reward())
+    with monkeypatch.context() as patch:
+        patch.setattr(one._scheduler, "_collect", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            one.decode_batch([Request(TOOLS, PROMPT, QUICK)] * 3)
+    assert one.decode(TOOLS, PROMPT, QUICK).text
+
+
+def test_a_stream_that_was_never_begun_drops_its_request() -> None:
+    free = threading.Event()
+    one = decoder(lambda *_: free.wait(60) / 2)
+    events = one.stream(TOOLS, PROMPT, QUICK)
+    events.close()  # type: ignore[attr-defined]
+    forgotten = one.stream(TOOLS, PROMPT, QUICK)
+    del forgotten
+    free.set()
+    wait_until_idle(one)
+    assert list(events) == []
+
+
+def test_a_reward_model_with_a_short_context_refuses_its_own_requests_alone() -> None:
+    short = ToolPRM(copy.deepcopy(reward().engine.model), tokenizer())
+    prompt = decoder().decode(TOOLS, PROMPT, QUICK).stats.prompt_tokens
+    # Its tags are long, so that steps are longer for it than two tokens for each of the policy's.
+    tags = {"ARG_VALUE": " is this value right? " * 3, "FUNC_NAME": " name? "}
+    wordy = ToolPRM(short.engine, tokenizer(), tags=tags)
+    short.engine.model.config.max_position_embeddings = prompt + 100
+    one = Decoder(policy(), wordy, tokenizer=tokenizer())
+    searches = [Search(beams=2, width=3, temperature=1.2, seed=seed, max_tokens=48) for seed in range(6)]
+    requests = [Request(TOOLS if i % 2 else [], PROMPT, search) for i, search in enumerate(searches)]
+    answers = one.decode_batch(requests, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, Exception)]
+    assert refused == answers[1::2]
+    assert all(isinstance(e, BudgetExceeded) and "tokens of the reward model" in str(e) for e in refused)
+    wait_until_idle(one)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -102,8 +102,8 @@ class KVStore:
     def __init__(self, block_size: int, capacity: int | None = None):
         self.block_size = block_size
         self.capacity = capacity
-        self.slots = 0
         self.pools: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._needed = 0  # slots
 
     @property
     def bytes_per_slot(self) -> int:
@@ -111,12 +111,8 @@ class KVStore:
         return sum(x.shape[0] * x.shape[2] * x.element_size() for pools in self.pools.values() for x in pools)
 
     def reserve(self, blocks: int) -> None:
-        """Have at least `blocks` blocks. Grows by doubling; the layers' pools follow when they are next written."""
-        if blocks * self.block_size > self.slots:
-            grown = 2 * self.slots // self.block_size
-            if self.capacity is not None:
-                grown = min(grown, self.capacity + 1)
-            self.slots = max(blocks, grown) * self.block_size
+        """Have at least `blocks` blocks. The layers' pools follow when they are next written, by doubling."""
+        self._needed = blocks * self.block_size
 
     @torch.inference_mode()
     def copy(self, copies: np.ndarray) -> None:
@@ -145,16 +141,22 @@ class KVStore:
         return keys, values
 
     def _grown(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if keys.shape[1] < self.slots:
-            keys, values = self._larger(keys), self._larger(values)
-            self.pools[layer] = (keys, values)
+        if keys.shape[1] < self._needed:
+            doubled = 2 * keys.shape[1]
+            if self.capacity is not None:
+                doubled = min(doubled, (self.capacity + 1) * self.block_size)
+            try:
+                pools = self._larger(keys, max(doubled, self._needed)), self._larger(values, max(doubled, self._needed))
+            except RuntimeError:  # no memory for twice as many: for as many as are needed, then
+                pools = self._larger(keys, self._needed), self._larger(values, self._needed)
+            self.pools[layer] = keys, values = pools
         return keys, values
 
-    def _larger(self, old: torch.Tensor) -> torch.Tensor:
+    def _larger(self, old: torch.Tensor, slots: int) -> torch.Tensor:
         try:
-            new = old.new_empty(old.shape[0], self.slots, old.shape[2])
+            new = old.new_empty(old.shape[0], slots, old.shape[2])
         except RuntimeError as error:
-            size = old.shape[0] * self.slots * old.shape[2] * old.element_size()
+            size = old.shape[0] * slots * old.shape[2] * old.element_size()
             raise BudgetExceeded(
                 f"no memory for {size / 2**20:.0f} MiB of keys and values of a layer on {old.device}: "
                 "set a smaller kv_memory, use fewer beams, a smaller width, or a shorter prompt"
@@ -365,10 +367,8 @@ class _Rows:
         if not contexts.size or not len(self.batch.tokens):
             return
         places = np.zeros(len(self.segments), np.int64)
-        levels = np.zeros(len(self.segments), np.int64)
         row, level = np.nonzero(contexts >= 0)
         places[contexts[row, level]] = self.before[row, level]
-        levels[contexts[row, level]] = level
         # The tokens that read each segment, in order.
         read = contexts[self.batch.rows]
         token, level = np.nonzero(read >= 0)
@@ -376,26 +376,52 @@ class _Rows:
         order = np.argsort(segment, kind="stable")
         bounds = np.searchsorted(segment[order], np.arange(len(self.segments) + 1))
         readers = [token[order[a:b]] for a, b in pairwise(bounds)]
-        work = np.diff(bounds)
-        sizes = self.segments[:, 1]
-        used = (work > 0) & (sizes > 0)
-        # Of one level of the contexts at a time: then a token is in each part at most once.
-        groups = [np.array([k]) for k in np.flatnonzero(used & (sizes >= LONG_SEGMENT))]
-        groups += _alike(np.flatnonzero(used & (sizes < LONG_SEGMENT)), work, np.maximum(sizes, 64), 1 << levels)
-        for group in groups:
-            first, count = self.segments[group].T
-            grid, filled = _padded([readers[k] for k in group])
-            own = np.arange(count.max())
-            exists = own < count[:, None]
-            yield _Part(
-                grid,
-                filled,
-                np.where(exists, first[:, None] + own, 0),
-                None if exists.all() else exists,
-                self.batch.positions[grid].astype(np.int64),
-                places[group, None] + own,
-                run=(int(first[0]), int(first[0] + count[0])) if len(group) == 1 else None,
-            )
+        keys = [first + np.arange(count) for first, count in self.segments]
+        key_places = [place + np.arange(count) for place, count in zip(places, self.segments[:, 1], strict=True)]
+        short: dict[bytes, list[int]] = {}  # those that the same tokens read are one item
+        for k in np.flatnonzero((np.diff(bounds) > 0) & (self.segments[:, 1] > 0)).tolist():
+            if self.segments[k, 1] < LONG_SEGMENT:
+                short.setdefault(readers[k].tobytes(), []).append(k)
+                continue
+            first, count = self.segments[k].tolist()
+            yield self._segment_part([readers[k]], [keys[k]], [key_places[k]], run=(first, first + count))
+        items = list(short.values())
+        item_keys = [np.concatenate([keys[k] for k in item]) for item in items]
+        item_places = [np.concatenate([key_places[k] for k in item]) for item in items]
+        # A token may read several items, but is in each part once: they are apart by how many it read before.
+        turns, before = np.zeros(len(items), np.int64), np.zeros(len(self.batch.tokens), np.int64)
+        for number, item in enumerate(items):
+            turns[number] = before[readers[item[0]]].max()
+            before[readers[item[0]]] = turns[number] + 1
+        work = np.array([len(readers[item[0]]) for item in items], np.int64)
+        sizes = np.array([len(of) for of in item_keys], np.int64)
+        for turn in np.unique(turns):
+            for group in _alike(np.flatnonzero(turns == turn), work, np.maximum(sizes, 64)):
+                yield self._segment_part(
+                    [readers[items[i][0]] for i in group],
+                    [item_keys[i] for i in group],
+                    [item_places[i] for i in group],
+                    run=None,
+                )
+
+    def _segment_part(
+        self,
+        readers: Sequence[np.ndarray],
+        keys: Sequence[np.ndarray],
+        places: Sequence[np.ndarray],
+        run: tuple[int, int] | None,
+    ) -> _Part:
+        tokens, filled = _padded(readers)
+        slots, exists = _padded(keys)
+        return _Part(
+            tokens,
+            filled,
+            slots if exists is None else np.where(exists, slots, 0),
+            exists,
+            self.batch.positions[tokens].astype(np.int64),
+            _padded(places)[0],
+            run=run,
+        )
 
     def _grid(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         return _padded([np.arange(self.starts[row], self.starts[row] + self.counts[row]) for row in rows])

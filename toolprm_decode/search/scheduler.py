@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -55,6 +56,7 @@ class Work(Generic[T]):
         matcher: at the start of the answer.
         options: of the search.
         prompt: the policy's tokens. reward_prompt: the reward model's.
+        reward_room: tokens that the reward model can read after its prompt.
         scorer: scores in place of a reward model.
         finish: what the future gives, from the core's result and the seconds spent by phase while it was here.
         on_steps: called with steps as they become certain, in order.
@@ -65,6 +67,7 @@ class Work(Generic[T]):
     options: _core.SearchOptions
     prompt: list[int]
     reward_prompt: list[int]
+    reward_room: int
     scorer: ExternalScorer | None
     finish: Callable[[_core.Result, dict[str, float]], T]
     on_steps: Callable[[list[_core.ScoredStep]], None] | None = None
@@ -74,14 +77,17 @@ class Work(Generic[T]):
 class Pending(Future[T]):
     """The answer to come. cancel() drops a request at any time before its answer is there."""
 
-    def __init__(self, drop: Callable[[Pending[T]], None]):
+    def __init__(self, drop: Callable[[Pending[T]], bool]):
         super().__init__()
         self._drop = drop
 
     def cancel(self) -> bool:
         """Drops the request and frees its memory; False where the answer is there already."""
-        self._drop(self)
-        return super().cancel()
+        dropped = self._drop(self)
+        cancelled = super().cancel()
+        if dropped and cancelled:  # the scheduler will not: tell those that wait for it
+            self.set_running_or_notify_cancel()
+        return cancelled
 
 
 @dataclass
@@ -134,7 +140,7 @@ class Scheduler:
         self._sides: list[_core.Side | None] = [_core.Side.POLICY, _core.Side.REWARD] if beside else [None]
         self._change = threading.Condition()
         self._running: dict[int, _Running[Any]] = {}
-        self._alive: set[_core.Side | None] = set()  # sides that have a thread
+        self._threads: dict[_core.Side | None, threading.Thread] = {}
         self._seconds: dict[str, float] = {}
 
     def submit(self, works: Sequence[Work[T]]) -> list[Pending[T]]:
@@ -145,12 +151,26 @@ class Scheduler:
         """
         with self._change:
             futures = [self._add(work) for work in works]
-            for side in self._sides:
-                if side not in self._alive:
-                    self._alive.add(side)
-                    threading.Thread(target=self._serve, args=(side,), name="toolprm-scheduler").start()
+            try:
+                for side in self._sides:
+                    if side not in self._threads:
+                        thread = threading.Thread(target=self._serve, args=(side,), name="toolprm-scheduler")
+                        thread.start()
+                        self._threads[side] = thread
+            except BaseException:  # no more threads are to be had
+                for future in futures:
+                    future.cancel()
+                raise
             self._change.notify_all()
         return futures
+
+    def check_caller(self) -> None:
+        """Raises RequestError where the caller is one of the scheduler's threads: it would wait for itself."""
+        if threading.current_thread() in self._threads.values():
+            raise RequestError(
+                "a callback or reward function of a decoder cannot wait for the same decoder: use submit() there, or "
+                "another thread"
+            )
 
     @property
     def blocks_in_use(self) -> tuple[int, int]:
@@ -168,24 +188,50 @@ class Scheduler:
 
     def _serve(self, side: _core.Side | None) -> None:
         """Runs the plans of one side, or of both in turn, until no request is left."""
-        while True:
+        try:
+            while self._turn(side):
+                pass
+        except BaseException as error:  # whatever it is, nobody may be left waiting
             with self._change:
-                outcomes = self._expire()
-                clock = _Clock()
-                plan = self._core.plan(side) if self._running else None
-                self._book("core", clock.lap())
-                outcomes += self._collect()
-                if plan is not None and plan.kind == _core.PlanKind.DONE:
-                    plan = None
-                    outcomes = outcomes or self._stalled()
-                if plan is None and not outcomes:
-                    if not self._running:
-                        self._alive.discard(side)
-                        return
-                    self._change.wait(self._until_deadline())
+                self._threads.pop(side, None)
+                outcomes = [outcome for id in list(self._running) for outcome in self._end(id, error)]
+                self._change.notify_all()
             _resolve(outcomes)
-            if plan is not None:
-                self._run(plan)
+            raise
+
+    def _turn(self, side: _core.Side | None) -> bool:
+        """One pass, or a wait for something to do; False where nothing is left to be done."""
+        with self._change:
+            outcomes = self._expire()
+            clock = _Clock()
+            plan = self._core.plan(side) if self._running else None
+            self._book("core", clock.lap())
+            outcomes += self._collect()
+            if plan is not None and plan.kind == _core.PlanKind.DONE:
+                plan = None
+            if plan is None and not outcomes:
+                if not self._running:
+                    self._threads.pop(side, None)
+                    return False
+                outcomes = self._wait(side)
+        _resolve(outcomes)
+        if plan is not None:
+            self._run(plan)
+        return True
+
+    def _wait(self, side: _core.Side | None) -> list[_Outcome]:
+        """Waits for a change, unless there is something to do after all. Nothing hangs: requests that no side has
+        anything to run for fail."""
+        # Asked twice, since one side's plan can change what the other one has to run.
+        ready = {s for s in self._sides * 2 if self._core.plan(s).kind != _core.PlanKind.DONE}
+        if side in ready or self._core.ended():
+            return []
+        if not ready:
+            error = RuntimeError("the search has nothing to run for this request: please report it, with the request")
+            return [outcome for id in list(self._running) for outcome in self._end(id, error)]
+        self._change.notify_all()  # the plan is the other side's
+        self._change.wait(self._until_deadline())
+        return []
 
     def _run(self, plan: _core.Plan) -> None:
         """Runs a plan and commits what came out."""
@@ -197,16 +243,17 @@ class Scheduler:
                 commit = self._score(plan, self._reward)
             else:
                 commit = self._ask(plan)
+        except BaseException as error:  # out of memory, say: the requests of the pass get it, the others go on
+            with self._change:
+                self._core.fail(side, "the pass failed")
+                outcomes = self._collect(error)
+                self._change.notify_all()
+        else:
             with self._change:
                 clock = _Clock()
                 outcomes = commit()
                 self._book("core", clock.lap())
                 outcomes += self._collect()
-                self._change.notify_all()
-        except BaseException as error:  # out of memory, say: the requests of the pass get it, the others go on
-            with self._change:
-                self._core.fail(side, str(error))
-                outcomes = self._collect(error)
                 self._change.notify_all()
         _resolve(outcomes)
 
@@ -290,6 +337,7 @@ class Scheduler:
                 scoring,
                 work.reward_prompt if model else [],
                 self._reward_format if model else None,
+                work.reward_room,
             )
         except _core.BudgetError as error:
             advice = "raise max_tokens, shorten the prompt or use simpler tools"
@@ -303,13 +351,15 @@ class Scheduler:
     def _book(self, phase: str, seconds: float) -> None:
         self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
 
-    def _drop(self, pending: Pending[Any]) -> None:
-        """Forgets a request that is cancelled."""
+    def _drop(self, pending: Pending[Any]) -> bool:
+        """Forgets a request that is cancelled; False where it has ended."""
         with self._change:
-            for id in [id for id, running in self._running.items() if running.pending is pending]:
+            ids = [id for id, running in self._running.items() if running.pending is pending]
+            for id in ids:
                 del self._running[id]
                 self._core.cancel(id)
             self._change.notify_all()
+        return bool(ids)
 
     def _end(self, id: int, error: BaseException) -> list[_Outcome]:
         """Ends a request with an error."""
@@ -327,15 +377,6 @@ class Scheduler:
     def _until_deadline(self) -> float | None:
         deadlines = [r.work.deadline for r in self._running.values() if r.work.deadline is not None]
         return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-
-    def _stalled(self) -> list[_Outcome]:
-        """Nothing hangs: should no side have anything to run for the requests that are left, they fail."""
-        # Asked twice, since one side's plan can change what the other one has to run.
-        if any(self._core.plan(s).kind != _core.PlanKind.DONE for s in self._sides * 2) or self._core.ended():
-            self._change.notify_all()  # the plan may be the other side's
-            return []
-        error = RuntimeError("the search has nothing to run for this request: please report it, with the request")
-        return [outcome for id in list(self._running) for outcome in self._end(id, error)]
 
     def _collect(self, cause: BaseException | None = None) -> list[_Outcome]:
         """Takes the requests that have ended out of the core. cause: why a pass failed."""
@@ -374,12 +415,13 @@ LATE = "the request's time was up before its answer was there: allow it more, or
 def _resolve(outcomes: Sequence[_Outcome]) -> None:
     """Gives futures what they wait for, outside of any lock: they may call back."""
     for pending, outcome in outcomes:
-        try:
-            value = outcome()
-        except BaseException as error:
-            pending.set_exception(error)
-        else:
-            pending.set_result(value)
+        with suppress(BaseException):  # of a callback: Future logs what is an Exception, and lets SystemExit pass
+            try:
+                value = outcome()
+            except BaseException as error:
+                pending.set_exception(error)
+            else:
+                pending.set_result(value)
 
 
 def _raiser(error: BaseException) -> Callable[[], Any]:
@@ -414,9 +456,8 @@ def _room(engines: Sequence[Engine], kv_memory: int | None) -> int:
         tokens.append(free // here)
     smallest = max(engine.block_size for engine in engines)
     if min(tokens) < smallest:
-        raise RequestError(
-            f"kv_memory of {kv_memory} bytes holds {min(tokens)} tokens, less than a block of {smallest}: allow more"
-        )
+        given = "half of the free memory" if kv_memory is None else f"kv_memory of {kv_memory} bytes"
+        raise RequestError(f"{given} holds {min(tokens)} tokens, less than a block of {smallest}: allow more")
     return min(*tokens, _MOST_TOKENS)
 
 

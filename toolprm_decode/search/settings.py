@@ -33,14 +33,15 @@ class Search:
             `width` continuations).
         beams: prefixes retained, N.
         width: candidates a beam, M (of "sample": answers).
-        temperature: of the policy's legal tokens; 0 takes the likeliest.
+        temperature: of the policy's legal tokens, at least 10^-6; 0 takes the likeliest.
         aggregate: how the step scores of a candidate combine: "last", "min", "product" or "mean".
         policy_weight: a candidate ranks by log(score) + policy_weight * log-probability; without a reward model by
             the log-probability. Ranks count to four decimals; among equals the most frequent candidate goes first.
         distinct: the candidates of a beam (of "sample" the answers) are different: drawn without replacement from the
             policy's own distribution (Kool et al. 2019, "Stochastic Beams and Where to Find Them"). Needs a temperature
             above 0.
-        seed: of the random numbers; the same seed gives the same answer, whatever ran before or beside.
+        seed: of the random numbers; the same seed gives the same answer, whatever ran before or beside, as far as the
+            rounding of the models' float arithmetic goes.
         max_tokens: most tokens of an answer. What would be longer is closed the shortest legal way.
         max_calls: most calls of an answer, None for any number.
         allow_no_call: the answer may be that no tool fits.
@@ -78,6 +79,8 @@ class Search:
         if self.max_calls is not None:
             self._check_count("max_calls", self.max_calls, 1, 2**31 - 1)
         self._check_number("temperature", self.temperature, 0.0)
+        if 0 < self.temperature < 1e-6:
+            raise RequestError(f"temperature must be 0 or at least 1e-6, not {self.temperature!r}")
         self._check_number("policy_weight", self.policy_weight, -math.inf)
         for name in ("distinct", "allow_no_call", "forced_runs"):
             if not isinstance(getattr(self, name), bool):

@@ -47,14 +47,14 @@ public:
   std::int32_t capacity() const { return capacity_; }
   std::int32_t in_use() const { return in_use_; }
   std::int32_t available() const { return capacity_ - in_use_; }
-  // Blocks that the tensors behind the pool must hold: one more than the highest that was ever in use.
-  std::int32_t blocks() const { return blocks_; }
+  // Blocks that the tensors behind the pool must hold: one more than the highest that is in use.
+  std::int32_t blocks() const;
 
 private:
   using Holes = std::map<std::int32_t, std::int32_t>; // first block -> count
   BlockRun take(Holes::iterator hole, std::int32_t count);
   std::int32_t block_size_, capacity_;
-  std::int32_t in_use_ = 0, blocks_ = 1;
+  std::int32_t in_use_ = 0;
   Holes holes_;
 };
 

@@ -60,6 +60,7 @@ struct Request {
   std::vector<TokenId> prompt = {}; // of the policy; not empty
   std::vector<TokenId> reward_prompt = {};
   std::shared_ptr<const RewardFormat> reward = nullptr;
+  std::int32_t reward_room = 0; // tokens that the reward model can read after its prompt; 0: any number
 };
 
 // The two models that a search asks.
@@ -157,6 +158,7 @@ struct SearchConfig {
   PoolOptions policy = {}, reward = {};
   std::int32_t prompt_tokens = 512; // of prompts, read in one pass
   std::int32_t most_requests = 256; // under way at once; the others wait
+  std::int32_t most_rows = 512;     // of a pass; a request that has more by itself gets a pass of its own
 };
 
 // Many requests at once, each of which may come, end or be cancelled at any time. Not thread-safe: one thread at a time
@@ -237,6 +239,7 @@ private:
   void admit();
   bool admit(Task &task);
   bool restart(Task &task);
+  static void give_up_blocks(Task &task);
   bool reserve(Task &task, Side side, std::int32_t blocks);
   bool preempt_youngest(const Task &older);
   static bool reads_all(const Task &task, Side side, std::int32_t room);
