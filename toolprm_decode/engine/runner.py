@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from toolprm_decode.engine.attention import NAME, Batch, ForwardPass, KVStore
+from toolprm_decode.engine.packing import packed_linears
 from toolprm_decode.errors import RequestError
 
 
@@ -66,6 +67,7 @@ class ModelRunner:
         self.head: nn.Module = model.get_output_embeddings()
         self.vocab_size = int(getattr(self.head, "out_features", None) or self.text_config.vocab_size)
         self.device: torch.device = model.device
+        self._packed = packed_linears(model, self.head)
         self._configs = configs_of(model)
         with _LOCKS_GUARD:
             self._locks = [_LOCKS.setdefault(i, _Lock()) for i in sorted(map(id, self._configs))]
@@ -122,7 +124,7 @@ class ModelRunner:
         options: dict[str, Any] = {"position_ids": at, "use_cache": False, "toolprm": context}
         if self._keep and not self._direct:
             options["logits_to_keep"] = where if len(outputs) else where.new_zeros(1)
-        with self.switched(NAME):
+        with self.switched(NAME), self._packed.applied(len(batch.tokens)):
             result = model(input_ids=ids, **options)[0][0]
         full, few = torch.empty(0, self.vocab_size), torch.empty(0, len(few_ids))
         if not len(outputs):
