@@ -1,7 +1,7 @@
 # The daily commands; .ci/run runs the same ones in a clean environment.
 PYTHON ?= python
 
-.PHONY: help install test test-cpp sanitize lint format bench models wheel clean
+.PHONY: help install test test-cpp sanitize lint format bench bench-cpp models wheel clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -28,6 +28,11 @@ format:  ## rewrite Python and C++ sources in the project's format
 
 bench:  ## run the benchmarks
 	$(PYTHON) -m pytest benchmarks --benchmark-only
+
+bench-cpp:  ## run the micro-benchmarks of the core
+	cmake -S . -B build/bench -DTOOLPRM_BUILD_BENCHMARKS=ON
+	cmake --build build/bench --parallel
+	build/bench/fork
 
 models:  ## make the models of the package anew, in build/models; goes on where it was interrupted
 	OMP_NUM_THREADS=1 $(PYTHON) -m toolprm_decode.learning.world.build build/models

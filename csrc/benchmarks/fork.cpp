@@ -1,7 +1,8 @@
 // What a fork costs, by how long the context is: a copy of what the search holds of a prefix, and the first token that
 // it writes on its own (one copy of a partly filled block is planned; no tensor is touched here).
 //
-//   cmake -S . -B build/bench -DTOOLPRM_BUILD_BENCHMARKS=ON && cmake --build build/bench && build/bench/fork [--json]
+//   make bench-cpp
+//   build/bench/fork --json
 //
 // Prints nanoseconds a fork at each length: the least of many rounds, all lengths in turn, so that what else the
 // machine does meets them alike.
