@@ -351,8 +351,8 @@ const Plan &Search::plan() {
   return plan(first); // which has something to run, now that a request has begun anew
 }
 
-// Reads what is left of a request's prompt, as far as the pass has room for it. True where all of it is read then.
-template <class Read> bool Search::read_prompt(Task &task, Side side, std::int32_t &room, const Read &read) {
+// Reads what is left of a request's prompt, as far as the pass has room for it.
+template <class Read> void Search::read_prompt(Task &task, Side side, std::int32_t &room, const Read &read) {
   const auto s = static_cast<std::size_t>(side);
   PrefixCache::Lease &lease = task.leases[s];
   const std::int32_t filled = lease.filled(), count = std::min(room, lease.size() - filled);
@@ -364,11 +364,8 @@ template <class Read> bool Search::read_prompt(Task &task, Side side, std::int32
     task.prompt_run[s] += count;
     (side == Side::kPolicy ? stats.policy_tokens : stats.reward_tokens) += count;
   }
-  if (filled + count < lease.size())
-    return false;
-  if (!std::exchange(task.counted[s], true))
+  if (filled + count == lease.size() && !std::exchange(task.counted[s], true))
     (side == Side::kPolicy ? stats.cached_tokens : stats.reward_cached_tokens) += lease.size() - task.prompt_run[s];
-  return true;
 }
 
 // Whether the pass has room for all that is left of its prompt.

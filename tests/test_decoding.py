@@ -27,15 +27,20 @@ from toolprm_decode.errors import (
     ToolSchemaError,
 )
 
-from .search.models import SWAP, SWITCH, held, judge, partial_reward, policy, reward, tokenizer
-
-TOOLS = [SWITCH, SWAP]
-PROMPT = "Light in the hall"
-QUICK = Search(beams=2, width=4, temperature=1.2, max_tokens=40)
-
-
-def decoder(prm: Any = None, **options: Any) -> Decoder:
-    return Decoder(policy(), prm, tokenizer=tokenizer(), **options)
+from .search.models import (
+    PROMPT,
+    QUICK,
+    SWAP,
+    SWITCH,
+    TOOLS,
+    decoder,
+    held,
+    judge,
+    partial_reward,
+    policy,
+    reward,
+    tokenizer,
+)
 
 
 def engines(one: Decoder) -> list[Engine]:

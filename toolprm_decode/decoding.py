@@ -194,6 +194,7 @@ class Decoder:
             _reward_format(self._prm) if self._prm else None,
             kv_memory=kv_memory,
             prefix_memory=prefix_memory,
+            scored=self._scorer is not None,
         )
         self.format = format
         self.search = search or Search()

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from toolprm_decode import Decoder, Step, ToolPRM
+from toolprm_decode import Decoder, Search, Step, ToolPRM
 from toolprm_decode.rewards import STEP_KINDS
 
 SWITCH = {
@@ -25,6 +25,10 @@ SWAP = {
     "name": "swap",
     "parameters": {"type": "object", "properties": {"tag": {"type": "string", "maxLength": 5}}, "required": []},
 }
+
+TOOLS = [SWITCH, SWAP]
+PROMPT = "Light in the hall"
+QUICK = Search(beams=2, width=4, temperature=1.2, max_tokens=40)
 
 
 _TEXTS = [
@@ -112,6 +116,11 @@ def judge(prompt: str, steps: list[Step]) -> float:
         for byte in f"{step.kind}{step.path}{step.start}:{step.end}{step.text}".encode():
             state = (state * 131 + byte) % 1009
     return state / 1008
+
+
+def decoder(prm: Any = None, **options: Any) -> Decoder:
+    """One over the policy, with an empty cache."""
+    return Decoder(policy(), prm, tokenizer=tokenizer(), **options)
 
 
 def held(decoder: Decoder) -> tuple[int, int]:

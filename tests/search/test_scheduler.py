@@ -28,15 +28,7 @@ from toolprm_decode.errors import (
     ToolSchemaError,
 )
 
-from .models import SWAP, SWITCH, held, policy, reward, tokenizer
-
-TOOLS = [SWITCH, SWAP]
-PROMPT = "Light in the hall"
-QUICK = Search(beams=2, width=4, temperature=1.2, max_tokens=40)
-
-
-def decoder(prm: Any = None, **options: Any) -> Decoder:
-    return Decoder(policy(), prm, tokenizer=tokenizer(), **options)
+from .models import PROMPT, QUICK, SWAP, SWITCH, TOOLS, decoder, held, policy, reward, tokenizer
 
 
 class Passes:

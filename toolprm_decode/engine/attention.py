@@ -211,14 +211,9 @@ class _Part:
 
 
 class ForwardPass:
-    """One run of the model over a `Batch`, seen from its layers.
-
-    Attributes:
-        calls: how often a layer attended.
-    """
+    """One run of the model over a `Batch`, seen from its layers."""
 
     def __init__(self, store: KVStore, batch: Batch):
-        self.calls = 0
         self._store = store
         store.reserve(batch.blocks)
         store.copy(batch.copies)
@@ -230,7 +225,6 @@ class ForwardPass:
 
     def attend(self, layer: Layer, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """query [Hk, G, T, D], key [Hk, T, D] and value [Hk, T, Dv] of a layer to its output [Hk, G, T, Dv]."""
-        self.calls += 1
         pools = self._store.write(layer.index, self._table(self, "slots", self._slots, query.device), key, value)
         out = lse = None
         for part in self._own:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ class Scheduler:
         kv_memory: bytes for keys and values, of both models together; None for half of what is free. It is taken as it
             is needed.
         prefix_memory: bytes of them for prompts that no request uses any more; None for half.
-        overlap: run the two models beside each other; None: where that helps.
+        scored: requests may bring scorers of their own.
 
     Raises:
         RequestError: kv_memory is too small for a single block.
@@ -124,7 +124,7 @@ class Scheduler:
         *,
         kv_memory: int | None = None,
         prefix_memory: int | None = None,
-        overlap: bool | None = None,
+        scored: bool = False,
     ):
         self._policy, self._reward, self._reward_format = policy, reward, reward_format
         engines = [policy] if reward is None else [policy, reward.engine]
@@ -136,8 +136,9 @@ class Scheduler:
             side: engine.new_store(pool.capacity)
             for side, engine, pool in zip((_core.Side.POLICY, _core.Side.REWARD), engines, pools, strict=False)
         }
-        beside = _beside(policy, reward) if overlap is None else overlap
-        self._sides: list[_core.Side | None] = [_core.Side.POLICY, _core.Side.REWARD] if beside else [None]
+        self._sides: list[_core.Side | None] = [None]
+        if _beside(policy, reward, scored):
+            self._sides = [_core.Side.POLICY, _core.Side.REWARD]
         self._change = threading.Condition()
         self._running: dict[int, _Running[Any]] = {}
         self._threads: dict[_core.Side | None, threading.Thread] = {}
@@ -194,7 +195,7 @@ class Scheduler:
         except BaseException as error:  # whatever it is, nobody may be left waiting
             with self._change:
                 self._threads.pop(side, None)
-                outcomes = [outcome for id in list(self._running) for outcome in self._end(id, error)]
+                outcomes = self._end(dict.fromkeys(self._running, error))
                 self._change.notify_all()
             _resolve(outcomes)
             raise
@@ -228,7 +229,7 @@ class Scheduler:
             return []
         if not ready:
             error = RuntimeError("the search has nothing to run for this request: please report it, with the request")
-            return [outcome for id in list(self._running) for outcome in self._end(id, error)]
+            return self._end(dict.fromkeys(self._running, error))
         self._change.notify_all()  # the plan is the other side's
         self._change.wait(self._until_deadline())
         return []
@@ -271,11 +272,7 @@ class Scheduler:
         def commit() -> list[_Outcome]:
             self._book("policy", forward)
             self._book("sampling", sampling)
-            outcomes = [
-                outcome
-                for id, reason in failures.items()
-                for outcome in self._end(id, ModelNotSupported(f"{name}: {reason}"))
-            ]
+            outcomes = self._end({id: ModelNotSupported(f"{name}: {reason}") for id, reason in failures.items()})
             self._core.commit_tokens(tokens, logprobs, perturbed)
             return outcomes
 
@@ -294,7 +291,7 @@ class Scheduler:
         def commit() -> list[_Outcome]:
             self._book("prm", forward)
             reason = f"{name}: the reward model's logits are NaN"
-            outcomes = [outcome for id in broken for outcome in self._end(id, ModelNotSupported(reason))]
+            outcomes = self._end({id: ModelNotSupported(reason) for id in broken})
             self._core.commit_scores(scores)
             return outcomes
 
@@ -317,7 +314,7 @@ class Scheduler:
 
         def commit() -> list[_Outcome]:
             self._book("prm", seconds)
-            outcomes = [outcome for id, error in failures.items() for outcome in self._end(id, error)]
+            outcomes = self._end(failures)
             self._core.commit_scores(scores)
             return outcomes
 
@@ -361,18 +358,20 @@ class Scheduler:
             self._change.notify_all()
         return bool(ids)
 
-    def _end(self, id: int, error: BaseException) -> list[_Outcome]:
-        """Ends a request with an error."""
-        self._core.cancel(id)
-        running = self._running.pop(id, None)
-        if running is None or not running.pending.set_running_or_notify_cancel():
-            return []
-        return [(running.pending, _raiser(error))]
+    def _end(self, errors: Mapping[int, BaseException]) -> list[_Outcome]:
+        """Ends requests with errors."""
+        outcomes: list[_Outcome] = []
+        for id, error in errors.items():
+            self._core.cancel(id)
+            running = self._running.pop(id, None)
+            if running is not None and running.pending.set_running_or_notify_cancel():
+                outcomes.append((running.pending, _raiser(error)))
+        return outcomes
 
     def _expire(self) -> list[_Outcome]:
         now = time.monotonic()
         late = [i for i, r in self._running.items() if r.work.deadline is not None and r.work.deadline <= now]
-        return [outcome for id in late for outcome in self._end(id, DeadlineExceeded(LATE))]
+        return self._end({id: DeadlineExceeded(LATE) for id in late})
 
     def _until_deadline(self) -> float | None:
         deadlines = [r.work.deadline for r in self._running.values() if r.work.deadline is not None]
@@ -391,14 +390,14 @@ class Scheduler:
             try:
                 result = self._core.take(id)
             except _core.PassFailed as error:
-                outcomes += self._end(id, cause or error)
+                outcomes += self._end({id: cause or error})
             except _core.OutOfBlocks as error:
                 advice = "raise kv_memory, use fewer beams, a smaller width, or a shorter prompt"
-                outcomes += self._end(id, BudgetExceeded(f"{error}: {advice}"))
+                outcomes += self._end({id: BudgetExceeded(f"{error}: {advice}")})
             except _core.BudgetError as error:
-                outcomes += self._end(id, BudgetExceeded(f"{error}: use simpler tools"))
+                outcomes += self._end({id: BudgetExceeded(f"{error}: use simpler tools")})
             except BaseException as error:  # its tokenizer's
-                outcomes += self._end(id, error)
+                outcomes += self._end({id: error})
             else:
                 del self._running[id]
                 if running.pending.set_running_or_notify_cancel():
@@ -470,10 +469,10 @@ def _pool(engine: Engine, tokens: int, idle: int) -> _core.PoolOptions:
     return _core.PoolOptions(size, max(1, tokens // size - 1), min(idle, tokens) // size)
 
 
-def _beside(policy: Engine, reward: ToolPRM | None) -> bool:
+def _beside(policy: Engine, reward: ToolPRM | None, scored: bool) -> bool:
     """Whether a pass of the policy and one of the reward model (or of the caller) gain by running at the same time."""
     if reward is None:
-        return True
+        return scored
     if policy.shares_model(reward.engine):
         return False
     if policy.device != reward.engine.device:

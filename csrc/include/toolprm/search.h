@@ -243,7 +243,7 @@ private:
   bool reserve(Task &task, Side side, std::int32_t blocks);
   bool preempt_youngest(const Task &older);
   static bool reads_all(const Task &task, Side side, std::int32_t room);
-  template <class Read> static bool read_prompt(Task &task, Side side, std::int32_t &room, const Read &read);
+  template <class Read> static void read_prompt(Task &task, Side side, std::int32_t &room, const Read &read);
   void plan_policy();
   void plan_reward();
   void plan_external();
