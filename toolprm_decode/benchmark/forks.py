@@ -234,8 +234,8 @@ def measure(settings: Settings, tokenizer: Any, tokenizer_name: str, report: Rep
     """
     compared = settings.plain or settings.careful
     if compared:  # what cannot be compared is refused before the models are made, which takes long
-        xgrammar()
         call_ebnf(read_tools(settings.tools))
+        xgrammar()
     report("making the models", 0.0)
     forks = Forks(settings, tokenizer, report)
     masks = PeerGrammar(forks.grammar.tools, tokenizer, forks.policy.vocab_size) if compared else None
