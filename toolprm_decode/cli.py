@@ -194,7 +194,7 @@ def _demo(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from toolprm_decode.decoding import Decoder
-    from toolprm_decode.learning.labels import trajectory_right
+    from toolprm_decode.questions.labels import trajectory_right
     from toolprm_decode.tools import read_tools
 
     one_thread()

@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolprm_decode.engine.engine import load_model, load_tokenizer
-from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.world.world import World
 from toolprm_decode.models import MODELS
+from toolprm_decode.questions.samples import Sample
 from toolprm_decode.rewards import ToolPRM
 from toolprm_decode.search import Search
 

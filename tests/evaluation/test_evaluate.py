@@ -16,10 +16,10 @@ from toolprm_decode.errors import RequestError
 from toolprm_decode.evaluation.evaluate import evaluate, load_suite
 from toolprm_decode.evaluation.statistics import bootstrap
 from toolprm_decode.evaluation.strategies import read_strategies
-from toolprm_decode.learning.labels import trajectory_right
 from toolprm_decode.learning.world.pretraining import Pretraining, build_model
 from toolprm_decode.learning.world.tokenizer import build_tokenizer
 from toolprm_decode.learning.world.world import part_of
+from toolprm_decode.questions.labels import trajectory_right
 
 SEARCH = Search(beams=2, width=3, max_tokens=40, policy_weight=0.25)
 TOKENIZER = build_tokenizer()

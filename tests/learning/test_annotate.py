@@ -20,11 +20,11 @@ from toolprm_decode.errors import DataError, RequestError, ToolprmError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.learning import annotate_command, files
 from toolprm_decode.learning.annotate import annotate
-from toolprm_decode.learning.labels import label, trajectory_right
 from toolprm_decode.learning.records import SPLITS, read_steps, read_trajectories
 from toolprm_decode.learning.rollouts import RolloutSettings
-from toolprm_decode.learning.samples import Sample, gold_call
 from toolprm_decode.learning.shards import read_shard
+from toolprm_decode.questions.labels import label, trajectory_right
+from toolprm_decode.questions.samples import Sample, gold_call
 
 from ..search.models import small
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolprm_decode.learning.labels import gold_calls, trajectory_right
 from toolprm_decode.learning.masking import Mask, copies, mask_sample, unmask, unmask_calls
-from toolprm_decode.learning.readers import read_samples
-from toolprm_decode.learning.samples import Sample, gold_call
+from toolprm_decode.questions.labels import gold_calls, trajectory_right
+from toolprm_decode.questions.readers import read_samples
+from toolprm_decode.questions.samples import Sample, gold_call
 from toolprm_decode.tools import read_tools
 
 FUNCTION, PARAMETER = re.compile(r"[A-Za-z_.0-9]{5,15}"), re.compile(r"[A-Za-z_.0-9]{4,10}")

@@ -26,7 +26,7 @@ from toolprm_decode.learning.records import (
     step_rows,
     trajectory_rows,
 )
-from toolprm_decode.learning.samples import Sample, gold_call
+from toolprm_decode.questions.samples import Sample, gold_call
 
 NAME, VALUE = '[{"name": "f"', ', "arguments": {"a": 1'
 

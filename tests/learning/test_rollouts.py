@@ -14,7 +14,7 @@ from toolprm_decode import CallGrammar, Decoder
 from toolprm_decode.errors import FormatError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.learning.rollouts import Rollout, RolloutSettings, calls_so_far, roll_out
-from toolprm_decode.learning.samples import Sample, gold_call
+from toolprm_decode.questions.samples import Sample, gold_call
 
 from ..search.models import small
 

@@ -17,8 +17,8 @@ import pytest
 from toolprm_decode.errors import DataError, RequestError
 from toolprm_decode.learning import files
 from toolprm_decode.learning.rollouts import RolloutSettings, roll_out
-from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.shards import ShardStats, make_shards, read_shard
+from toolprm_decode.questions.samples import Sample
 
 from ..search.models import small
 
@@ -114,7 +114,7 @@ import json, os, signal, sys
 import torch
 from toolprm_decode.learning import files
 from toolprm_decode.learning.rollouts import RolloutSettings
-from toolprm_decode.learning.samples import Sample
+from toolprm_decode.questions.samples import Sample
 from toolprm_decode.learning.shards import make_shards
 
 torch.set_num_threads(1)

@@ -14,12 +14,12 @@ import torch
 from toolprm_decode.errors import CheckpointError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.grammar.call_grammar import CallGrammar
-from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.world import pretraining
 from toolprm_decode.learning.world.lexicon import MASKS, NAMES, OBJECTS, SLOTS
 from toolprm_decode.learning.world.tokenizer import build_tokenizer
 from toolprm_decode.learning.world.world import KINDS, LEVELS, SPLITS, World, part_of, tool_kinds
 from toolprm_decode.prompting import render
+from toolprm_decode.questions.samples import Sample
 from toolprm_decode.tools import read_tools
 
 TOKENIZER = build_tokenizer()

@@ -13,10 +13,10 @@ from toolprm_decode.decoding import Decoder, Request
 from toolprm_decode.errors import RequestError, ToolprmError
 from toolprm_decode.evaluation.statistics import bootstrap
 from toolprm_decode.evaluation.strategies import Strategy
-from toolprm_decode.learning.labels import trajectory_right
 from toolprm_decode.learning.rollouts import decode_each
-from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.world.world import STANDARD, World
+from toolprm_decode.questions.labels import trajectory_right
+from toolprm_decode.questions.samples import Sample
 from toolprm_decode.search import Search
 
 BUILT_IN = {

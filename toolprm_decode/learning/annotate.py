@@ -15,12 +15,12 @@ from toolprm_decode.decoding import Decoder
 from toolprm_decode.errors import DataError, RequestError
 from toolprm_decode.learning import masking
 from toolprm_decode.learning.files import write_whole
-from toolprm_decode.learning.labels import label_steps
-from toolprm_decode.learning.readers import read_samples, without_gold_tool
 from toolprm_decode.learning.records import TABLES, DatasetWriter, LabelledAnswer
 from toolprm_decode.learning.rollouts import Rollout, RolloutSettings
-from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.shards import make_shards, read_head, read_shard
+from toolprm_decode.questions.labels import label_steps
+from toolprm_decode.questions.readers import read_samples, without_gold_tool
+from toolprm_decode.questions.samples import Sample
 from toolprm_decode.tools import read_tools
 
 # Told (phase, queries done, queries in all).

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 import jsonschema
 import referencing
 
-from toolprm_decode.learning.samples import Sample
+from toolprm_decode.questions.samples import Sample
 from toolprm_decode.tools import Tool, _is_schema, read_tools
 
 LETTERS = string.ascii_letters + string.digits + "_."

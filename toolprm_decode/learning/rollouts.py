@@ -13,7 +13,7 @@ from toolprm_decode.decoding import Decoded, Decoder, Request
 from toolprm_decode.errors import BudgetExceeded, FormatError, RequestError, ToolprmError, ToolSchemaError
 from toolprm_decode.formats import Format, get_format
 from toolprm_decode.grammar.call_grammar import Step
-from toolprm_decode.learning.samples import Sample
+from toolprm_decode.questions.samples import Sample
 from toolprm_decode.search import Search
 
 log = logging.getLogger(__name__)

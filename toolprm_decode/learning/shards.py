@@ -15,7 +15,7 @@ from toolprm_decode.decoding import Decoder
 from toolprm_decode.errors import DataError, RequestError, ToolprmError
 from toolprm_decode.learning.files import write_whole
 from toolprm_decode.learning.rollouts import Rollout, RolloutSettings, roll_out
-from toolprm_decode.learning.samples import Sample
+from toolprm_decode.questions.samples import Sample
 
 _VERSION = 1
 MANIFEST = "manifest.json"

@@ -25,19 +25,19 @@ from toolprm_decode.evaluation.strategies import read_strategies
 from toolprm_decode.learning.annotate import annotate
 from toolprm_decode.learning.files import write_whole
 from toolprm_decode.learning.rollouts import RolloutSettings
-from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.training import TrainSettings, train
 from toolprm_decode.learning.world.cards import model_card
 from toolprm_decode.learning.world.pretraining import Pretraining, pretrain
 from toolprm_decode.learning.world.world import World
 from toolprm_decode.models import MODELS
+from toolprm_decode.questions.samples import Sample
 
 # The policy is the teacher before its training ended: one that still errs leaves a search something to find.
 TEACHER = Pretraining(tokens=7_000_000, early=0.72, seed=1)
 # The reward models start from a deeper language model, which has seen answers with tags.
 BASE = Pretraining(layers=7, tokens=5_500_000, learning_rate=1.5e-3, tagged=0.4, hardest=5, seed=2)
 ROLLOUTS = RolloutSettings(samples=8, temperature=1.0, max_tokens=120, batch_size=64, seed=3)
-QUESTIONS = 16_000
+QUESTIONS = 16_000  # of each round
 REWARD = TrainSettings(
     learning_rate=5e-4,
     schedule="linear",
@@ -50,7 +50,9 @@ REWARD = TrainSettings(
     bf16=True,
     seed=4,
 )
-EPOCHS = {"toolprm": 2.0, "c-prm": 1.0, "orm": 1.0}
+# Epochs on the teacher's answers, then on those of the policy itself to other questions: three in all for each kind.
+EPOCHS = {"toolprm": (2.0, 1.0), "c-prm": (1.0, 2.0), "orm": (1.0, 2.0)}
+SECOND = replace(REWARD, learning_rate=4e-4, seed=5)
 KINDS = tuple(EPOCHS)
 TESTED = 500  # questions of each suite
 SUITES = ("built-in-values", "built-in-tools")
@@ -63,11 +65,11 @@ STRATEGIES = {
 MOST_BYTES = 24_000_000
 
 
-def questions(count: int) -> list[Sample]:
+def questions(count: int, name: str = "rollout", seed: int = 11) -> list[Sample]:
     """Training questions, the most at the level that is measured, some easier and some harder."""
-    rnd = random.Random("questions for rollouts")
-    worlds = [World(11, level) for level in (3, 4, 5)]
-    return [rnd.choices(worlds, (0.15, 0.7, 0.15))[0].group(1, f"rollout-{index}")[0] for index in range(count)]
+    rnd = random.Random(f"questions for {name}s")
+    worlds = [World(seed, level) for level in (3, 4, 5)]
+    return [rnd.choices(worlds, (0.15, 0.7, 0.15))[0].group(1, f"{name}-{index}")[0] for index in range(count)]
 
 
 def _teacher(work: Path) -> None:
@@ -80,10 +82,18 @@ def _base(work: Path) -> None:
 
 
 def _labelled(work: Path) -> None:
+    _annotate(questions(QUESTIONS), work / "teacher", work / "labelled")
+
+
+def _labelled_own(work: Path) -> None:
+    _annotate(questions(QUESTIONS, "own-rollout", 12), work / "policy", work / "labelled-own")
+
+
+def _annotate(asked: list[Sample], policy: Path, out: Path) -> None:
     annotate(
-        questions(QUESTIONS),
-        work / "teacher",
-        work / "labelled",
+        asked,
+        policy,
+        out,
         settings=ROLLOUTS,
         masked_copies=0,
         irrelevance=0.0,
@@ -93,16 +103,14 @@ def _labelled(work: Path) -> None:
 
 
 def _reward(kind: str, work: Path) -> None:
-    train(
-        work / "base",
-        work / "labelled",
-        work / kind,
-        kind=kind,
-        settings=replace(REWARD, epochs=EPOCHS[kind]),
-        resume=True,
-        command="make models",
-        progress=False,
-    )
+    first, second = EPOCHS[kind]
+    _train(kind, work / "base", work / "labelled", work / f"{kind}-first", replace(REWARD, epochs=first))
+    _train(kind, work / f"{kind}-first", work / "labelled-own", work / kind, replace(SECOND, epochs=second))
+
+
+def _train(kind: str, base: Path, data: Path, out: Path, settings: TrainSettings) -> None:
+    if not (out / "metrics.json").exists():
+        train(base, data, out, kind=kind, settings=settings, resume=True, command="make models", progress=False)
 
 
 def _report(phase: str, done: int, total: int | None) -> None:
@@ -166,6 +174,7 @@ STAGES: dict[str, Callable[[Path], None]] = {
     "teacher": _teacher,
     "base": _base,
     "labelled": _labelled,
+    "labelled-own": _labelled_own,
     **{kind: partial(_reward, kind) for kind in KINDS},
     "export": _export,
     "figures": _figures,

@@ -21,12 +21,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from toolprm_decode.errors import CheckpointError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.grammar.call_grammar import CallGrammar
-from toolprm_decode.learning.labels import gold_calls
 from toolprm_decode.learning.packing import TokenTree
-from toolprm_decode.learning.samples import Sample
 from toolprm_decode.learning.world.tokenizer import build_tokenizer
 from toolprm_decode.learning.world.world import STANDARD, World
 from toolprm_decode.prompting import render
+from toolprm_decode.questions.labels import gold_calls
+from toolprm_decode.questions.samples import Sample
 from toolprm_decode.rewards import DEFAULT_TAGS
 from toolprm_decode.tools import Tool, read_tools
 

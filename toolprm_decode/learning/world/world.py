@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolprm_decode.errors import RequestError
-from toolprm_decode.learning.samples import Sample, gold_call
 from toolprm_decode.learning.world.lexicon import (
     ACTIONS,
     CITIES,
@@ -22,6 +21,7 @@ from toolprm_decode.learning.world.lexicon import (
     THINGS,
     Slot,
 )
+from toolprm_decode.questions.samples import Sample, gold_call
 
 SPLITS = ("train", "validation", "test")
 _PARTS = 16  # of tools and of values: 2 are for tests, 1 for validation, the others for training

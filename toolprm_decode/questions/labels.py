@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolprm_decode.errors import RequestError
-from toolprm_decode.evaluation import bfcl
 from toolprm_decode.grammar.call_grammar import CallGrammar, Step
-from toolprm_decode.learning.samples import GoldCall, Sample
+from toolprm_decode.questions import bfcl
+from toolprm_decode.questions.samples import GoldCall, Sample
 from toolprm_decode.tools import Tool, read_tools
 
 Call = Mapping[str, Any]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from toolprm_decode.evaluation import literals
+from toolprm_decode.questions import literals
 from toolprm_decode.tools import Tool
 
 Allowed = Mapping[str, Sequence[Any]]

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from toolprm_decode.evaluation.bfcl import check_call, check_calls
-from toolprm_decode.evaluation.literals import java, javascript
-from toolprm_decode.learning.labels import trajectory_right
-from toolprm_decode.learning.readers import read_samples
-from toolprm_decode.learning.samples import Sample
+from toolprm_decode.questions.bfcl import check_call, check_calls
+from toolprm_decode.questions.labels import trajectory_right
+from toolprm_decode.questions.literals import java, javascript
+from toolprm_decode.questions.readers import read_samples
+from toolprm_decode.questions.samples import Sample
 from toolprm_decode.tools import read_tools
 
 Answer = dict[str, dict[str, list[Any]]]

@@ -17,8 +17,8 @@ import jsonschema
 import referencing
 
 from toolprm_decode.errors import DataError, RequestError, ToolSchemaError
-from toolprm_decode.learning.labels import gold_calls
-from toolprm_decode.learning.samples import GoldCall, Sample, gold_call
+from toolprm_decode.questions.labels import gold_calls
+from toolprm_decode.questions.samples import GoldCall, Sample, gold_call
 from toolprm_decode.tools import read_tools
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from toolprm_decode.errors import FormatError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.grammar import CallGrammar, Step
-from toolprm_decode.learning.labels import assign, gold_calls, label, label_steps, same_value, trajectory_right
-from toolprm_decode.learning.samples import Sample, gold_call
+from toolprm_decode.questions.labels import assign, gold_calls, label, label_steps, same_value, trajectory_right
+from toolprm_decode.questions.samples import Sample, gold_call
 
 from ..search.models import small
 

@@ -13,10 +13,10 @@ import pytest
 from toolprm_decode.errors import DataError, RequestError
 from toolprm_decode.formats import FORMATS
 from toolprm_decode.grammar import CallGrammar
-from toolprm_decode.learning import readers
-from toolprm_decode.learning.labels import gold_calls, label, trajectory_right
-from toolprm_decode.learning.readers import read_samples, without_gold_tool
-from toolprm_decode.learning.samples import Sample, gold_call
+from toolprm_decode.questions import readers
+from toolprm_decode.questions.labels import gold_calls, label, trajectory_right
+from toolprm_decode.questions.readers import read_samples, without_gold_tool
+from toolprm_decode.questions.samples import Sample, gold_call
 
 from ..search.models import small
 
