@@ -252,12 +252,19 @@ py::tuple sample_plan(const Plan &plan, const py::array_t<float, py::array::c_st
                         : Logits{{few_row + (output - full) * plan.few_ids.size(), plan.few_ids.size()}, plan.few_ids};
       const auto uniforms = std::span(plan.uniforms).subspan(at, draws);
       try {
-        if (plan.distinct[output])
+        switch (plan.sampling[output]) {
+        case Sampling::kIndependent:
+          sample(own, mask, plan.temperatures[output], uniforms, token + at, logprob + at);
+          break;
+        case Sampling::kDistinct:
           sample_distinct(own, mask, plan.temperatures[output], uniforms,
                           std::span(plan.gumbel_uniforms).subspan(at, draws), plan.parents[output], token + at,
                           logprob + at, place + at);
-        else
-          sample(own, mask, plan.temperatures[output], uniforms, token + at, logprob + at);
+          break;
+        case Sampling::kLikeliest:
+          likeliest(own, mask, draws, token + at, logprob + at);
+          break;
+        }
       } catch (const std::logic_error &error) { // domain_error and invalid_argument are
         failures.emplace(plan.requests[output], error.what());
       }
@@ -271,7 +278,8 @@ void bind_search(py::module_ &m) {
   py::enum_<Strategy>(m, "Strategy")
       .value("GREEDY", Strategy::kGreedy)
       .value("SAMPLE", Strategy::kSample)
-      .value("STEP_BEAM", Strategy::kStepBeam);
+      .value("STEP_BEAM", Strategy::kStepBeam)
+      .value("TOKEN_BEAM", Strategy::kTokenBeam);
   py::enum_<Aggregate>(m, "Aggregate")
       .value("LAST", Aggregate::kLast)
       .value("MIN", Aggregate::kMin)
@@ -298,6 +306,8 @@ void bind_search(py::module_ &m) {
       .def_readwrite("aggregate", &SearchOptions::aggregate)
       .def_readwrite("policy_weight", &SearchOptions::policy_weight)
       .def_readwrite("distinct", &SearchOptions::distinct)
+      .def_readwrite("independent", &SearchOptions::independent)
+      .def_readwrite("confidence", &SearchOptions::confidence)
       .def_readwrite("seed", &SearchOptions::seed)
       .def_readwrite("max_tokens", &SearchOptions::max_tokens)
       .def_readwrite("forced_runs", &SearchOptions::forced_runs);

@@ -216,6 +216,26 @@ void sample(const Logits &logits, const Mask &mask, double temperature, std::spa
   }
 }
 
+std::size_t likeliest(const Logits &logits, const Mask &mask, std::size_t most, TokenId *tokens, double *logprobs) {
+  const Legal legal(logits, mask);
+  const double top = checked_top(legal.values);
+  const double log_total = std::log(Weights(legal.values, top, 1.0).total);
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < legal.values.size(); ++i)
+    if (std::isfinite(legal.values[i])) // what has no chance is no continuation
+      order.push_back(i);
+  const std::size_t count = std::min(most, order.size());
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(),
+                    [&](std::size_t a, std::size_t b) {
+                      return legal.values[a] != legal.values[b] ? legal.values[a] > legal.values[b] : a < b;
+                    });
+  for (std::size_t i = 0; i < count; ++i) {
+    tokens[i] = legal.id(order[i]);
+    logprobs[i] = static_cast<double>(legal.values[order[i]]) - top - log_total;
+  }
+  return count;
+}
+
 std::size_t sample_distinct(const Logits &logits, const Mask &mask, double temperature,
                             std::span<const double> uniforms, std::span<const double> gumbel_uniforms,
                             const Perturbed &parent, TokenId *tokens, double *logprobs, Perturbed *perturbed) {

@@ -117,7 +117,19 @@ std::int64_t Search::add(Request request) {
     o.beams = o.width = 1;
     o.distinct = false;
   }
+  if (o.strategy == Strategy::kTokenBeam) {
+    o.width = o.beams;
+    o.distinct = false;
+  }
+  if (o.strategy != Strategy::kStepBeam) {
+    o.independent = false;
+    o.confidence = 0;
+  }
   check(!o.distinct || o.temperature > 0, "distinct candidates need a temperature above 0");
+  check(o.confidence >= 0 && o.confidence <= 1, "confidence must be between 0 and 1");
+  check(o.confidence == 0 || request.scoring != Scoring::kNone, "confidence needs somebody who scores the steps");
+  check(!o.distinct || (!o.independent && o.confidence == 0),
+        "distinct candidates cannot be drawn for independent beams, or in parts as confidence does");
   const std::int64_t id = next_id_;
   auto task = std::make_unique<Task>(std::move(request), id);
   tasks_.emplace(id, std::move(task));
@@ -446,7 +458,9 @@ void Search::plan_policy() {
         plan.masks.push_back(row->mask);
       plan.mask_index.push_back(mask->second);
       plan.temperatures.push_back(options.temperature);
-      plan.distinct.push_back(options.distinct ? 1 : 0);
+      plan.sampling.push_back(options.distinct                           ? Sampling::kDistinct
+                              : options.strategy == Strategy::kTokenBeam ? Sampling::kLikeliest
+                                                                         : Sampling::kIndependent);
       plan.parents.push_back(row->place);
       row->first_sample = plan.uniforms.size();
       const auto position = static_cast<std::uint32_t>(row->prefix.matcher.token_count());
@@ -457,6 +471,10 @@ void Search::plan_policy() {
           plan.uniforms.push_back(uniform(options.seed, row->key, position, task->round, 2 * i));
           plan.gumbel_uniforms.push_back(uniform(options.seed, row->key, position, task->round, 2 * i + 1));
         }
+      } else if (options.strategy == Strategy::kTokenBeam) {
+        row->samples = std::min(static_cast<std::uint32_t>(options.beams), row->mask->count);
+        plan.uniforms.resize(plan.uniforms.size() + row->samples);
+        plan.gumbel_uniforms.resize(plan.uniforms.size());
       } else {
         row->samples = row->draws.size();
         for (std::uint32_t draw : row->draws) {
@@ -476,7 +494,7 @@ void Search::plan_reward() {
   std::size_t rows = 0;
   std::int32_t room = config_.prompt_tokens;
   for (auto &[id, task] : tasks_) {
-    if (!task->admitted || task->ended() || !task->has_model_reward())
+    if (!task->admitted || task->ended() || !task->wants_reward())
       continue;
     if (rows > 0 && rows + task->candidates.size() > static_cast<std::size_t>(config_.most_rows))
       continue;
@@ -496,8 +514,8 @@ void Search::plan_reward() {
       row.prefix.reward_read = row.prefix.steps.size();
       if (row.reward_tokens.empty())
         continue;
-      for (std::int32_t tag : row.reward_tags) {
-        plan.outputs.push_back(static_cast<std::int32_t>(plan.tokens.size()) + tag);
+      for (const Judgement &judgement : row.judgements) {
+        plan.outputs.push_back(static_cast<std::int32_t>(plan.tokens.size()) + judgement.tag);
         plan.requests.push_back(id);
       }
       builder.read_row(task->leases[1], row.prefix.reward_kv, row.reward_tokens);
@@ -516,13 +534,11 @@ void Search::plan_external() {
     task->scoring_planned = true;
     for (Row &row : task->candidates) {
       std::vector<Step> steps;
-      std::size_t index = 0;
-      for (const ScoredStep *step : row.prefix.steps.since(0)) {
+      for (const ScoredStep *step : row.prefix.steps.since(0))
         steps.push_back(step->step);
-        if (index++ >= row.known) {
-          state.plan.requests.push_back(id);
-          state.plan.prefixes_to_score.push_back(steps);
-        }
+      for (const Judgement &judgement : row.judgements) {
+        state.plan.requests.push_back(id);
+        state.plan.prefixes_to_score.emplace_back(steps.begin(), steps.begin() + judgement.step + 1);
       }
     }
   }
@@ -556,15 +572,16 @@ void Search::commit_tokens(std::span<const TokenId> tokens, std::span<const doub
   check(state.open, "tokens were not asked for: plan() first");
   check(tokens.size() == plan.uniforms.size() && logprobs.size() == tokens.size(),
         "as many tokens and log-probabilities as the plan's draws are wanted");
-  const bool any_distinct = std::find(plan.distinct.begin(), plan.distinct.end(), 1) != plan.distinct.end();
+  const auto &ways = plan.sampling;
+  const bool any_distinct = std::find(ways.begin(), ways.end(), Sampling::kDistinct) != ways.end();
   check(perturbed.size() == tokens.size() || (perturbed.empty() && !any_distinct),
         "distinct samples come with their perturbed log-probabilities, one each");
   std::size_t at = 0;
   for (std::size_t output = 0; output < plan.draws.size(); ++output) {
     const Mask &mask = *plan.masks[static_cast<std::size_t>(plan.mask_index[output])];
-    const bool distinct = plan.distinct[output] != 0, gone = tasks_.count(plan.requests[output]) == 0;
+    const bool distinct = ways[output] == Sampling::kDistinct, gone = tasks_.count(plan.requests[output]) == 0;
     for (std::int32_t i = 0; i < plan.draws[output]; ++i, ++at) {
-      if (gone || (distinct && i > 0 && tokens[at] == -1))
+      if (gone || (ways[output] != Sampling::kIndependent && i > 0 && tokens[at] == -1))
         continue;
       if (!mask.legal(tokens[at]))
         throw std::invalid_argument("token " + std::to_string(tokens[at]) + " is not legal in row " +

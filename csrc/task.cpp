@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
+#include <numeric>
+#include <set>
 #include <stdexcept>
 #include <utility>
 
@@ -12,9 +15,9 @@ namespace {
 
 constexpr double kNoScore = std::numeric_limits<double>::quiet_NaN();
 
-// Over the steps that were judged; 1 while none is.
+// Over the steps that were judged; NaN while none is.
 double aggregate(const Prefix &prefix, Aggregate how) {
-  double product = 1, least = 1, sum = 0, last = 1;
+  double product = 1, least = 1, sum = 0, last = kNoScore;
   std::size_t judged = 0;
   for (const ScoredStep *s : prefix.steps.since(0)) {
     if (std::isnan(s->score))
@@ -25,13 +28,15 @@ double aggregate(const Prefix &prefix, Aggregate how) {
     last = s->score;
     ++judged;
   }
+  if (judged == 0)
+    return kNoScore;
   switch (how) {
   case Aggregate::kMin:
     return least;
   case Aggregate::kProduct:
     return product;
   case Aggregate::kMean:
-    return judged > 0 ? sum / static_cast<double>(judged) : 1;
+    return sum / static_cast<double>(judged);
   case Aggregate::kLast:
     break;
   }
@@ -116,22 +121,28 @@ void Search::Task::begin() {
                       ", but the shortest legal answer needs " + std::to_string(needed));
   root.pending.push_back(request.prompt.back());
   run_forced(root);
-  beams_.push_back(std::move(root));
+  std::vector<std::uint32_t> seats(options().independent ? static_cast<std::size_t>(options().beams) : 1);
+  std::iota(seats.begin(), seats.end(), 0);
+  beams_.push_back({std::move(root), std::move(seats)});
   expand();
 }
 
-// Every beam becomes one row with as many draws as its width.
+// Every beam becomes one row with as many draws as its width, for each of its seats.
 void Search::Task::expand() {
   rows.clear();
   candidates.clear();
   const auto width = static_cast<std::uint32_t>(options().width);
+  const bool together = options().distinct || options().strategy == Strategy::kTokenBeam; // one number for all
+  wave_ = options().confidence > 0 ? 1 : width;
   for (std::size_t b = 0; b < beams_.size(); ++b) {
-    Row row{std::move(beams_[b]), 0, {}};
+    Row row{std::move(beams_[b].prefix), 0, {}};
     row.known = round == 0 ? 0 : row.prefix.steps.size();
     row.beam = row.key = static_cast<std::uint32_t>(b);
-    for (std::uint32_t m = 0; m < (options().distinct ? 1 : width); ++m)
-      row.draws.push_back(static_cast<std::uint32_t>(b) * width + m);
-    stats.candidates += static_cast<std::int64_t>(width);
+    for (const std::uint32_t seat : beams_[b].seats)
+      for (std::uint32_t m = 0; m < (together ? 1 : width); ++m)
+        row.draws.push_back(seat * width + m);
+    if (options().confidence <= 0)
+      stats.candidates += static_cast<std::int64_t>(beams_[b].seats.size() * width);
     place(std::move(row));
   }
   beams_.clear();
@@ -146,7 +157,17 @@ bool Search::Task::done_expanding(const Row &row) const {
   return options().strategy == Strategy::kStepBeam && row.prefix.steps.size() > row.known;
 }
 
+// One of its draws belongs to the wave that is under way, or to an earlier one.
+bool Search::Task::active(const Row &row) const {
+  const auto width = static_cast<std::uint32_t>(options().width);
+  return std::any_of(row.draws.begin(), row.draws.end(), [&](std::uint32_t draw) { return draw % width < wave_; });
+}
+
 void Search::Task::place(Row row) {
+  if (!active(row)) {
+    parked_.push_back(std::move(row));
+    return;
+  }
   const bool done = done_expanding(row);
   row.mask = done ? nullptr : row.prefix.matcher.mask(); // here, not in plan(), which must not fail half-way
   (done ? candidates : rows).push_back(std::move(row));
@@ -262,10 +283,14 @@ void Search::Task::draw(std::span<const TokenId> tokens, std::span<const double>
                         std::span<const Perturbed> perturbed) {
   std::vector<Row> drawn = std::move(rows);
   rows.clear();
-  for (Row &row : drawn) {
-    const std::size_t first = row.first_sample, count = row.samples;
-    part(std::move(row), tokens.subspan(first, count), logprobs.subspan(first, count),
-         options().distinct ? perturbed.subspan(first, count) : perturbed);
+  if (options().strategy == Strategy::kTokenBeam) {
+    grow(drawn, tokens, logprobs);
+  } else {
+    for (Row &row : drawn) {
+      const std::size_t first = row.first_sample, count = row.samples;
+      part(std::move(row), tokens.subspan(first, count), logprobs.subspan(first, count),
+           options().distinct ? perturbed.subspan(first, count) : perturbed);
+    }
   }
   if (options().distinct)
     end_races();
@@ -301,13 +326,47 @@ void Search::Task::end_races() {
   std::erase_if(rows, lost);
 }
 
+// The likeliest continuations of all rows go on. Prefixes that are finished compete with them as they are: a
+// continuation never gets likelier, so that one which stands among the best at the end is among the best of all.
+void Search::Task::grow(std::vector<Row> &drawn, std::span<const TokenId> tokens, std::span<const double> logprobs) {
+  struct Continuation {
+    double total; // log-probability
+    Row *row;
+    TokenId token; // -1: none, it is finished
+    double own;
+  };
+  std::vector<Continuation> all;
+  for (Row &row : candidates)
+    all.push_back({row.prefix.logprob, &row, -1, 0});
+  for (Row &row : drawn)
+    for (std::size_t i = row.first_sample; i < row.first_sample + row.samples; ++i)
+      if (tokens[i] >= 0)
+        all.push_back({row.prefix.logprob + logprobs[i], &row, tokens[i], logprobs[i]});
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Continuation &a, const Continuation &b) { return a.total > b.total; });
+  all.resize(std::min(all.size(), static_cast<std::size_t>(options().beams)));
+  std::vector<Row> best;
+  for (const Continuation &continuation : all) {
+    Row row = *continuation.row;
+    row.draws = {static_cast<std::uint32_t>(best.size())};
+    if (continuation.token >= 0)
+      take_token(row.prefix, continuation.token, continuation.own);
+    best.push_back(std::move(row));
+  }
+  candidates.clear();
+  for (Row &row : best)
+    place(std::move(row));
+}
+
 // -------------------------------------------------------------------- candidates
 
-// All draws are made: equal decisions become one candidate.
+// All draws of the wave are made: equal decisions become one candidate.
 void Search::Task::settle() {
   std::stable_sort(candidates.begin(), candidates.end(),
                    [](const Row &a, const Row &b) { return a.draws.front() < b.draws.front(); });
-  std::map<std::string, std::size_t> known;
+  std::map<std::string, std::size_t> known, before;
+  for (std::size_t i = 0; i < earlier_.size(); ++i)
+    before.emplace(decisions(earlier_[i].prefix), i);
   std::vector<Row> distinct;
   std::vector<std::vector<std::uint32_t>> draws;
   for (Row &row : candidates) {
@@ -316,6 +375,12 @@ void Search::Task::settle() {
       const auto more = static_cast<std::int32_t>(row.draws.size());
       answers_[same->second].multiplicity += more;
       tree_[static_cast<std::size_t>(answers_[same->second].node)].multiplicity += more;
+      continue;
+    }
+    if (const auto same = before.find(decided); same != before.end()) {
+      Row &first = earlier_[same->second];
+      first.draws.insert(first.draws.end(), row.draws.begin(), row.draws.end());
+      tree_[static_cast<std::size_t>(first.prefix.node)].multiplicity = static_cast<std::int32_t>(first.draws.size());
       continue;
     }
     auto [at, fresh] = known.emplace(decided, distinct.size());
@@ -343,56 +408,123 @@ void Search::Task::settle() {
   }
   candidates = std::move(distinct);
   stats.distinct_candidates += static_cast<std::int64_t>(candidates.size());
+  const bool choice = earlier_.size() + candidates.size() > 1 || !parked_.empty();
   bool to_score = false;
-  for (Row &row : candidates) {
-    if (request.scoring == Scoring::kModel) {
-      write_reward(row);
-      const auto length = static_cast<std::int64_t>(row.reward_tokens.size()) + row.prefix.reward_kv.length();
-      if (request.reward_room > 0 && length > request.reward_room)
-        throw BudgetError("the steps of an answer have " + std::to_string(length) +
-                          " tokens of the reward model, which has room for " + std::to_string(request.reward_room) +
-                          " after its prompt");
+  if (choice || options().confidence <= 0)
+    for (Row &row : candidates) {
+      prepare_scoring(row);
+      to_score = to_score || !row.judgements.empty() || !row.reward_tokens.empty();
     }
-    const bool fresh = row.prefix.steps.size() > row.known;
-    to_score = to_score || (request.scoring == Scoring::kExternal ? fresh : !row.reward_tokens.empty());
-  }
   if (to_score)
     phase = Phase::kScoring;
   else
-    select();
+    choose();
 }
 
-// What the reward model has yet to read of a candidate's steps. Those that were judged before are not asked again.
-void Search::Task::write_reward(Row &row) const {
-  const RewardFormat &reward = *request.reward;
+// Which steps of a candidate are to be scored, and what the reward model has yet to read. Those that were judged before
+// are not asked again.
+void Search::Task::prepare_scoring(Row &row) const {
   row.reward_tokens.clear();
-  row.reward_tags.clear();
-  std::size_t index = row.prefix.reward_read;
-  for (const ScoredStep *scored : row.prefix.steps.since(index)) {
+  row.judgements.clear();
+  if (request.scoring == Scoring::kNone)
+    return;
+  const bool model = has_model_reward();
+  std::int64_t index = model ? static_cast<std::int64_t>(row.prefix.reward_read) : 0;
+  for (const ScoredStep *scored : row.prefix.steps.since(static_cast<std::size_t>(index))) {
     const Step &step = scored->step;
-    if (!step.text.empty()) {
-      const std::vector<TokenId> text = reward.tokenize(step.text);
-      row.reward_tokens.insert(row.reward_tokens.end(), text.begin(), text.end());
+    bool judged = true;
+    if (model) {
+      const RewardFormat &reward = *request.reward;
+      if (!step.text.empty()) {
+        const std::vector<TokenId> text = reward.tokenize(step.text);
+        row.reward_tokens.insert(row.reward_tokens.end(), text.begin(), text.end());
+      }
+      const auto &tag = reward.tags[static_cast<std::size_t>(step.kind)];
+      row.reward_tokens.insert(row.reward_tokens.end(), tag.begin(), tag.end());
+      judged = !tag.empty(); // else read, but not judged
     }
-    const auto &tag = reward.tags[static_cast<std::size_t>(step.kind)];
-    row.reward_tokens.insert(row.reward_tokens.end(), tag.begin(), tag.end());
-    if (index++ >= row.known && !tag.empty()) // else read, but not judged
-      row.reward_tags.push_back(static_cast<std::int32_t>(row.reward_tokens.size() - 1));
+    if (judged && std::isnan(scored->score))
+      row.judgements.push_back({static_cast<std::int32_t>(row.reward_tokens.size()) - 1, index});
+    ++index;
   }
+  const auto length = static_cast<std::int64_t>(row.reward_tokens.size()) + row.prefix.reward_kv.length();
+  if (request.reward_room > 0 && length > request.reward_room)
+    throw BudgetError("the steps of an answer have " + std::to_string(length) +
+                      " tokens of the reward model, which has room for " + std::to_string(request.reward_room) +
+                      " after its prompt");
 }
 
 double Search::Task::rank(const Prefix &prefix) const {
   if (request.scoring == Scoring::kNone)
     return prefix.logprob;
-  return std::log(std::max(aggregate(prefix, options().aggregate), 1e-300)) + options().policy_weight * prefix.logprob;
+  const double score = aggregate(prefix, options().aggregate);
+  return std::log(std::isnan(score) ? 1 : std::max(score, 1e-300)) + options().policy_weight * prefix.logprob;
 }
 
 void Search::Task::score(std::span<const double> scores) {
   std::size_t next = 0;
-  for (Row &row : candidates) {
-    for (ScoredStep *step : row.prefix.steps.since(row.known))
-      if (!has_model_reward() || !request.reward->tags[static_cast<std::size_t>(step->step.kind)].empty())
-        step->score = scores[next++];
+  for (const Row &row : candidates) {
+    if (row.judgements.empty())
+      continue;
+    const std::vector<ScoredStep *> steps = row.prefix.steps.since(0);
+    for (const Judgement &judgement : row.judgements)
+      steps[static_cast<std::size_t>(judgement.step)]->score = scores[next++];
+    // Steps of nodes before, which nobody had doubted until now.
+    std::int32_t node = tree_[static_cast<std::size_t>(row.prefix.node)].parent;
+    for (std::size_t end = row.known; node >= 0 && end > static_cast<std::size_t>(row.judgements.front().step);) {
+      TreeNode &earlier = tree_[static_cast<std::size_t>(node)];
+      end -= earlier.steps.size();
+      for (std::size_t i = 0; i < earlier.steps.size(); ++i)
+        earlier.steps[i].score = steps[end + i]->score;
+      node = earlier.parent;
+    }
+  }
+  choose();
+}
+
+// The score leaves no doubt.
+bool Search::Task::is_certain(const Prefix &prefix) const {
+  return options().confidence > 0 && aggregate(prefix, options().aggregate) >= options().confidence;
+}
+
+// Begins the next wave: twice as many draws a seat are expanded. False where it has none left.
+bool Search::Task::widen() {
+  if (parked_.empty())
+    return false;
+  std::vector<Row> parked = std::exchange(parked_, {});
+  while (std::none_of(parked.begin(), parked.end(), [&](const Row &row) { return active(row); }))
+    wave_ *= 2;
+  for (Row &row : parked)
+    place(std::move(row));
+  return true;
+}
+
+// Ends the round, unless it is in doubt and there are draws left.
+void Search::Task::choose() {
+  if (options().confidence > 0) {
+    std::move(candidates.begin(), candidates.end(), std::back_inserter(earlier_));
+    candidates.clear();
+    const auto best = std::max_element(earlier_.begin(), earlier_.end(), [&](const Row &a, const Row &b) {
+      return comparable(rank(a.prefix)) < comparable(rank(b.prefix));
+    });
+    const bool certain = best != earlier_.end() && is_certain(best->prefix);
+    if (!certain) {
+      wave_ *= 2;
+      if (widen()) {
+        phase = Phase::kExpanding;
+        if (rows.empty())
+          settle();
+        return;
+      }
+    }
+    parked_.clear();
+    candidates = std::exchange(earlier_, {});
+    for (Row &row : candidates) {
+      std::sort(row.draws.begin(), row.draws.end());
+      stats.candidates += static_cast<std::int64_t>(row.draws.size());
+    }
+    std::stable_sort(candidates.begin(), candidates.end(),
+                     [](const Row &a, const Row &b) { return a.draws.front() < b.draws.front(); });
   }
   select();
 }
@@ -417,24 +549,36 @@ void Search::Task::select() {
     return candidates[a.second].prefix.logprob > candidates[b.second].prefix.logprob;
   });
   std::size_t keep = order.size();
-  if (options().strategy == Strategy::kStepBeam) {
+  if (options().strategy == Strategy::kStepBeam && !options().independent) {
     const std::size_t seats = static_cast<std::size_t>(options().beams) -
                               std::min(answers_.size(), static_cast<std::size_t>(options().beams));
     keep = std::min(keep, std::max<std::size_t>(seats, 1));
   }
+  if (!order.empty() && is_certain(candidates[order.front().second].prefix))
+    keep = 1;
+  std::set<std::uint32_t> seated;
   beams_.clear();
   for (std::size_t k = 0; k < keep; ++k) {
     Row &row = candidates[order[k].second];
+    std::vector<std::uint32_t> seats{static_cast<std::uint32_t>(beams_.size())};
+    if (options().independent) { // each tree takes the first that it drew
+      seats.clear();
+      for (const std::uint32_t draw : row.draws)
+        if (const auto seat = draw / static_cast<std::uint32_t>(options().width); seated.insert(seat).second)
+          seats.push_back(seat);
+      if (seats.empty())
+        continue;
+    }
     tree_[static_cast<std::size_t>(row.prefix.node)].kept = true;
     if (row.prefix.finished)
       answer(row);
     else
-      beams_.push_back(std::move(row.prefix));
+      beams_.push_back({std::move(row.prefix), std::move(seats)});
   }
   candidates.clear();
   ahead_.clear();
-  for (const Prefix &beam : beams_)
-    ahead_.push_back(beam.node);
+  for (const Beam &beam : beams_)
+    ahead_.push_back(beam.prefix.node);
   ++round;
   if (beams_.empty()) {
     std::stable_sort(answers_.begin(), answers_.end(),
@@ -502,8 +646,8 @@ Result Search::Task::result() { return {std::move(answers_), std::move(tree_), s
 void Search::Task::fail(std::exception_ptr what) {
   phase = Phase::kFailed;
   error = std::move(what);
-  rows.clear();
-  candidates.clear();
+  for (std::vector<Row> *list : {&rows, &candidates, &parked_, &earlier_})
+    list->clear();
   beams_.clear();
   leases = {};
 }
@@ -511,7 +655,7 @@ void Search::Task::fail(std::exception_ptr what) {
 // -------------------------------------------------------------------- keys and values
 
 template <class Use> void Search::Task::each_prefix(const Use &use) {
-  for (std::vector<Row> *list : {&rows, &candidates})
+  for (std::vector<Row> *list : {&rows, &candidates, &parked_, &earlier_})
     for (Row &row : *list)
       use(row.prefix);
 }
@@ -545,14 +689,14 @@ void Search::Task::give_up_blocks() {
   });
   if (phase == Phase::kScoring && has_model_reward())
     for (Row &row : candidates)
-      write_reward(row);
+      prepare_scoring(row);
 }
 
 bool Search::Task::restart() {
   if (!gave_up)
     return false;
-  rows.clear();
-  candidates.clear();
+  for (std::vector<Row> *list : {&rows, &candidates, &parked_, &earlier_})
+    list->clear();
   give_up_blocks();
   gave_up = scoring_planned = false;
   phase = Phase::kExpanding;

@@ -30,18 +30,30 @@ struct Prefix {
   explicit Prefix(Matcher m) : matcher(std::move(m)) {}
 };
 
+// A step that is to be scored.
+struct Judgement {
+  std::int32_t tag;  // of a reward model: index of the tag's last token among what it reads of the row
+  std::int64_t step; // index among the prefix's steps
+};
+
+// A retained prefix. Its draws have numbers by seats: one a beam, or those of all trees that agree on it.
+struct Beam {
+  Prefix prefix;
+  std::vector<std::uint32_t> seats;
+};
+
 // A distinct prefix being expanded, for all the draws that agree so far.
 struct Row {
   Prefix prefix;
   std::size_t known; // steps that the beam had already
   std::vector<std::uint32_t> draws;
-  std::shared_ptr<const Mask> mask = {};      // of the next token
-  std::vector<TokenId> reward_tokens = {};    // what the reward model has yet to read of the steps
-  std::vector<std::int32_t> reward_tags = {}; // indices into them: the last token of each new step's tag
-  std::uint32_t beam = 0;                     // of distinct rows: which race they are in,
-  std::uint32_t key = 0;                      // what their random numbers depend on,
-  Perturbed place = {};                       // and how they stand
-  std::size_t first_sample = 0, samples = 0;  // in the open plan
+  std::shared_ptr<const Mask> mask = {};     // of the next token
+  std::vector<TokenId> reward_tokens = {};   // what the reward model has yet to read of the steps
+  std::vector<Judgement> judgements = {};    // in the order of the steps
+  std::uint32_t beam = 0;                    // of distinct rows: which race they are in,
+  std::uint32_t key = 0;                     // what their random numbers depend on,
+  Perturbed place = {};                      // and how they stand
+  std::size_t first_sample = 0, samples = 0; // in the open plan
 };
 
 struct Search::Task {
@@ -54,6 +66,8 @@ struct Search::Task {
   bool ended() const { return phase == Phase::kDone || phase == Phase::kFailed; }
   // Has a part in forward passes of the reward model.
   bool has_model_reward() const { return request.scoring == Scoring::kModel; }
+  // The reward model has something to read for it, or will surely have.
+  bool wants_reward() const { return has_model_reward() && (options().confidence <= 0 || phase == Phase::kScoring); }
 
   // ------------------------------------------------------------------ the search
 
@@ -99,6 +113,7 @@ private:
   void expand();
   void place(Row row);
   bool done_expanding(const Row &row) const;
+  bool active(const Row &row) const;
   std::int64_t left(const Matcher &matcher) const;
   bool can_close(const Matcher &matcher) const;
   bool write(Prefix &prefix, std::span<const TokenId> tokens, double logprob) const;
@@ -109,16 +124,23 @@ private:
   void part(Row row, std::span<const TokenId> tokens, std::span<const double> logprobs,
             std::span<const Perturbed> perturbed);
   void end_races();
+  void grow(std::vector<Row> &drawn, std::span<const TokenId> tokens, std::span<const double> logprobs);
   void settle();
-  void write_reward(Row &row) const;
+  void prepare_scoring(Row &row) const;
   double rank(const Prefix &prefix) const;
+  bool is_certain(const Prefix &prefix) const;
+  bool widen();
+  void choose();
   void select();
   void answer(const Row &row);
   std::int32_t certain_node() const;
   template <class Use> void each_prefix(const Use &use);
 
-  std::size_t begun_tokens_;  // tokens that the request's matcher had read
-  std::vector<Prefix> beams_; // between rounds
+  std::size_t begun_tokens_; // tokens that the request's matcher had read
+  std::vector<Beam> beams_;  // between rounds
+  // With confidence: how many draws of a seat are expanded, rows of the others, and candidates of earlier waves.
+  std::uint32_t wave_ = 0;
+  std::vector<Row> parked_, earlier_;
   std::vector<Answer> answers_;
   std::map<std::string, std::size_t> answered_; // answers by what they decide
   std::vector<std::int32_t> ahead_;             // nodes of the beams

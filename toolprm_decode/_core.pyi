@@ -124,6 +124,7 @@ class Strategy:
     GREEDY: ClassVar[Strategy]
     SAMPLE: ClassVar[Strategy]
     STEP_BEAM: ClassVar[Strategy]
+    TOKEN_BEAM: ClassVar[Strategy]
     @property
     def name(self) -> str: ...
     @property
@@ -175,6 +176,8 @@ class SearchOptions:
     def __init__(self) -> None: ...
     beams: int
     distinct: bool
+    independent: bool
+    confidence: float
     max_tokens: int
     policy_weight: float
     seed: int

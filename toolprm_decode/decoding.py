@@ -309,6 +309,8 @@ class Decoder:
         search = self.search if request.search is None else request.search
         if not isinstance(search, Search):
             raise RequestError(f"search must be a Search, not {search!r:.60}")
+        if search.confidence is not None and self._prm is None and self._scorer is None:
+            raise RequestError("confidence is in the scores of a reward model: pass prm=")
         deadline = _deadline(request.timeout)
         messages = to_messages(request.prompt)
         grammar = self.grammar(request.tools, search)

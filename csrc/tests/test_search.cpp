@@ -197,7 +197,9 @@ private:
       const Logits logits = few ? Logits{some, plan.few_ids} : Logits{whole};
       const Mask &mask = *plan.masks[static_cast<std::size_t>(plan.mask_index[o])];
       const auto uniforms = std::span(plan.uniforms).subspan(at, draws);
-      if (plan.distinct[o])
+      if (plan.sampling[o] == Sampling::kLikeliest)
+        likeliest(logits, mask, draws, tokens_.data() + at, logprobs_.data() + at);
+      else if (plan.sampling[o] == Sampling::kDistinct)
         sample_distinct(logits, mask, plan.temperatures[o], uniforms,
                         std::span(plan.gumbel_uniforms).subspan(at, draws), plan.parents[o], tokens_.data() + at,
                         logprobs_.data() + at, perturbed_.data() + at);

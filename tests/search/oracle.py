@@ -9,7 +9,7 @@ import heapq
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from toolprm_decode import CallGrammar, Search, Step, ToolPRM, _core
 from toolprm_decode.prompting import render, to_messages
 
 
-@dataclass
+@dataclass(frozen=True)
 class Written:
     """A text under way: its tokens with their log-probabilities, and what the policy chose to get there."""
 
@@ -29,6 +29,8 @@ class Written:
     finished: bool = False
     closed: bool = False
     node: int | None = None
+    seats: tuple[int, ...] = ()  # of a beam: numbers of the trees that it belongs to
+    judged: int = 0  # steps that have their scores
 
     @property
     def logprob(self) -> float:
@@ -42,7 +44,12 @@ class Candidate:
     scores: list[float | None] = field(default_factory=list)
     rank: float = 0.0
     multiplicity: int = 1
-    draw: int = 0  # the first draw that ended here
+    draws: list[int] = field(default_factory=list)  # those that ended here
+    node: int | None = None
+
+    @property
+    def draw(self) -> int:
+        return min(self.draws)
 
 
 @dataclass
@@ -150,10 +157,10 @@ class Oracle:
         choices = (*written.choices, token)
         tokens, logprobs = (*written.tokens, token), (*written.logprobs, logprob)
         if token in self.vocabulary.stop_ids:
-            return Written(tokens, logprobs, choices, True, False, written.node)
+            return replace(written, tokens=tokens, logprobs=logprobs, choices=choices, finished=True)
         if not self.fits(tokens):
-            return self.close(Written(written.tokens, written.logprobs, choices, node=written.node))
-        return self.force(Written(tokens, logprobs, choices, node=written.node))
+            return self.close(replace(written, choices=choices))
+        return self.force(replace(written, tokens=tokens, logprobs=logprobs, choices=choices))
 
     def force(self, written: Written) -> Written:
         """What the grammar leaves no choice about."""
@@ -162,12 +169,12 @@ class Oracle:
             return self.close(written)
         tokens, logprobs = (*written.tokens, *run), written.logprobs + (0.0,) * len(run)
         over = set(self.legal(tokens)) <= set(self.vocabulary.stop_ids)
-        return Written(tokens, logprobs, written.choices, over, False, written.node)
+        return replace(written, tokens=tokens, logprobs=logprobs, finished=over)
 
     def close(self, written: Written) -> Written:
         end = self.closing(written.tokens)
         logprobs = written.logprobs + (0.0,) * len(end)
-        return Written((*written.tokens, *end), logprobs, written.choices, True, True, written.node)
+        return replace(written, tokens=(*written.tokens, *end), logprobs=logprobs, finished=True, closed=True)
 
     def draw(self, written: Written, draw: int, round_: int, known: int) -> Written:
         beam = self.search.strategy == "step-beam"
@@ -233,31 +240,81 @@ class Oracle:
     def run(self) -> list[Found]:
         """The answers, best first."""
         search = self.search
-        beams = [self.force(Written())]
+        trees = search.beams if search.independent else 1
+        beams = [replace(self.force(Written()), seats=tuple(range(trees)))]
         while beams:
             width = 1 if search.strategy == "greedy" else search.width
             drawn: list[Candidate] = []
             for b, beam in enumerate(beams):
                 known = len(self.steps(beam)) if self.rounds else 0
-                if search.distinct and search.strategy != "greedy":
-                    found = self.race(beam, b, self.rounds, known)
+                if search.strategy == "token-beam":
+                    found = dict(enumerate(self.token_beam(beam)))
+                elif search.distinct and search.strategy != "greedy":
+                    found = {b * width + m: w for m, w in enumerate(self.race(beam, b, self.rounds, known))}
                 else:
-                    found = [self.draw(beam, b * width + m, self.rounds, known) for m in range(width)]
-                for m, written in enumerate(found):
-                    drawn.append(Candidate(written, self.steps(written), draw=b * width + m))
-            beams = self.prune(self.judge(self.merge(drawn)))
+                    numbers = [seat * width + m for seat in beam.seats for m in range(width)]
+                    found = {number: self.draw(beam, number, self.rounds, known) for number in numbers}
+                drawn += [Candidate(written, self.steps(written), draws=[n]) for n, written in found.items()]
+            if search.confidence is None:
+                candidates = self.judge(self.merge(drawn, []))
+            else:
+                candidates = self.waves(drawn)
+            beams = self.prune(candidates)
             self.rounds += 1
         self.answers.sort(key=lambda answer: -decimals(answer.rank))
         return self.answers
 
-    def merge(self, drawn: Sequence[Candidate]) -> list[Candidate]:
-        """Equal decisions become one candidate, spelled as most of its draws did; those of an answer count for it."""
+    def token_beam(self, root: Written) -> list[Written]:
+        """The likeliest prefixes, a token longer each time."""
+        pool = [root]
+        while not all(written.finished for written in pool):
+            grown: list[tuple[float, Written, int, float]] = []
+            for written in pool:
+                if written.finished:
+                    grown.append((written.logprob, written, -1, 0.0))
+                    continue
+                legal = self.legal(written.tokens)
+                logits = self.logits(written.tokens)[legal]
+                own = logits - logits.max() - math.log(np.exp(logits - logits.max()).sum())
+                grown += [(written.logprob + p, written, t, p) for t, p in zip(legal, own.tolist(), strict=True)]
+            grown.sort(key=lambda one: -one[0])
+            pool = [w if token < 0 else self.write(w, token, p) for _, w, token, p in grown[: self.search.beams]]
+        return pool
+
+    def waves(self, drawn: Sequence[Candidate]) -> list[Candidate]:
+        """Candidates of one draw a seat, of two, four and so on, until the best one's score says enough."""
+        confidence = self.search.confidence
+        assert confidence is not None
+        found: list[Candidate] = []
+        left, wave = list(drawn), 1
+        while True:
+            active = {c.written for c in left if c.draw % self.search.width < wave}
+            fresh = self.merge([c for c in left if c.written in active], found)
+            left = [c for c in left if c.written not in active]
+            doubted = bool(left) or len(found) + len(fresh) > 1
+            found += self.judge(fresh, doubted)
+            best = max(found, key=lambda c: decimals(c.rank), default=None)
+            if not left or (best is not None and (combined(best.scores, self.search.aggregate) or 0) >= confidence):
+                break
+            wave *= 2
+        return found
+
+    def merge(self, drawn: Sequence[Candidate], before: Sequence[Candidate]) -> list[Candidate]:
+        """Equal decisions become one candidate, spelled as most of its draws did; those of an answer count for it, and
+        those of candidates before. The others become nodes of the tree."""
         groups: dict[Any, list[Candidate]] = {}
-        for candidate in drawn:
+        known = {decisions(candidate): candidate for candidate in before}
+        for candidate in sorted(drawn, key=lambda c: c.draw):
             decided = decisions(candidate)
             if decided in self.answered:
                 for found in self.answered[decided]:
                     found.multiplicity += 1
+            elif decided in known:
+                earlier = known[decided]
+                earlier.draws += candidate.draws
+                earlier.multiplicity += 1
+                assert earlier.node is not None
+                self.tree[earlier.node].multiplicity += 1
             else:
                 groups.setdefault(decided, []).append(candidate)
         merged = []
@@ -265,39 +322,60 @@ class Oracle:
             ways: dict[Any, list[Candidate]] = {}
             for candidate in group:
                 ways.setdefault((candidate.written.node, candidate.written.choices), []).append(candidate)
-            chosen = max(ways.values(), key=len)[0]
-            chosen.multiplicity, chosen.draw = len(group), group[0].draw
+            first = max(ways.values(), key=len)[0]
+            chosen = replace(first, multiplicity=len(group), draws=[c.draw for c in group], node=len(self.tree))
+            chosen.scores = [None] * len(chosen.steps)
             merged.append(chosen)
+            parent = chosen.written.node
+            self.tree.append(self.found(chosen, self.depth(parent)))
+            self.tree[-1].parent = parent
         return merged
 
-    def judge(self, candidates: list[Candidate]) -> list[Candidate]:
+    def judge(self, candidates: list[Candidate], doubted: bool = True) -> list[Candidate]:
+        """Scores all steps up to here, or those alone that were scored before."""
         for candidate in candidates:
             steps, written = candidate.steps, candidate.written
-            candidate.scores = [None if self.reward is None else self.score(steps[: i + 1]) for i in range(len(steps))]
+            judged = len(steps) if doubted else written.judged
+            candidate.written = written = replace(written, judged=judged)
+            if self.reward is not None:
+                candidate.scores = [self.score(steps[: i + 1]) if i < judged else None for i in range(len(steps))]
             candidate.rank = written.logprob
             if self.reward is not None:
                 score = combined(candidate.scores, self.search.aggregate)
-                candidate.rank = math.log(max(score, 1e-300)) + self.search.policy_weight * written.logprob
+                score = 1.0 if score is None else max(score, 1e-300)
+                candidate.rank = math.log(score) + self.search.policy_weight * written.logprob
+            node, end = candidate.node, len(steps)
+            while node is not None:
+                own = self.tree[node]
+                end -= len(own.steps)
+                own.steps = self.found(candidate, 0).steps[end : end + len(own.steps)]
+                node = own.parent
+            assert candidate.node is not None
+            self.tree[candidate.node].rank = candidate.rank
         return candidates
 
     def prune(self, candidates: list[Candidate]) -> list[Written]:
         """The best candidates; those that are finished become answers and keep their seats."""
-        first = len(self.tree)
-        for candidate in candidates:
-            parent = candidate.written.node
-            known = self.depth(parent)
-            self.tree.append(self.found(candidate, known))
-            self.tree[-1].parent = parent
-        order = sorted(
-            range(len(candidates)),
-            key=lambda i: (-decimals(candidates[i].rank), -candidates[i].multiplicity, -candidates[i].written.logprob),
-        )
-        if self.search.strategy == "step-beam":
-            order = order[: self.search.beams - len(self.answers)]
-        beams = []
-        for i in order:
-            candidate = candidates[i]
-            self.tree[first + i].kept = True
+        order = sorted(candidates, key=lambda c: c.draw)
+        order.sort(key=lambda c: (-decimals(c.rank), -c.multiplicity, -c.written.logprob))
+        search = self.search
+        if search.strategy == "step-beam" and not search.independent:
+            order = order[: search.beams - len(self.answers)]
+        if search.confidence is not None:
+            certain = [c for c in order[:1] if (combined(c.scores, search.aggregate) or 0) >= search.confidence]
+            order = certain or order
+        beams: list[Written] = []
+        taken: set[int] = set()
+        for candidate in order:
+            seats: tuple[int, ...] = (len(beams),)
+            if search.independent:
+                seats = tuple(sorted({draw // search.width for draw in candidate.draws} - taken))
+                taken |= set(seats)
+                if not seats:
+                    continue
+            assert candidate.node is not None
+            node = self.tree[candidate.node]
+            node.kept = True
             written = candidate.written
             if written.finished:
                 answer = self.found(candidate, 0)
@@ -306,10 +384,9 @@ class Oracle:
                 if self.reward is not None:
                     answer.score = combined(candidate.scores, self.search.aggregate)
                 self.answers.append(answer)
-                self.answered[decisions(candidate)] = (answer, self.tree[first + i])
+                self.answered[decisions(candidate)] = (answer, node)
             else:
-                written.node = first + i
-                beams.append(written)
+                beams.append(replace(written, node=candidate.node, seats=seats))
         return beams
 
     def depth(self, node: int | None) -> int:
@@ -337,11 +414,11 @@ def decimals(rank: float) -> float:
     return math.floor(rank * 1e4 + 0.5)
 
 
-def combined(scores: Sequence[float | None], how: str) -> float:
-    """Of the steps that were judged; 1 while none is."""
+def combined(scores: Sequence[float | None], how: str) -> float | None:
+    """Of the steps that were judged; None while none is."""
     judged = [score for score in scores if score is not None]
     if not judged:
-        return 1.0
+        return None
     if how == "last":
         return judged[-1]
     return {"min": min(judged), "product": math.prod(judged), "mean": sum(judged) / len(judged)}[how]

@@ -80,6 +80,8 @@ CASES = [
     ("sample", "last", "none"),
     ("greedy", "last", "none"),
     ("greedy", "min", "model"),
+    ("token-beam", "last", "none"),
+    ("token-beam", "min", "model"),
 ]
 
 
@@ -101,10 +103,35 @@ def test_one_request_is_answered_exactly(strategy: str, aggregate: str, kind: st
             allow_no_call=choose.random() < 0.3,
             forced_runs=forced_runs,
         )
-        if strategy != "greedy" and search.temperature > 0 and choose.random() < 0.5:
+        if strategy in ("sample", "step-beam") and search.temperature > 0 and choose.random() < 0.5:
             search = replace(search, distinct=True)
         print(search)
         one = decoder(kind)
+        request = Request([SWITCH, SWAP], f"Request {seed}", search)
+        assert_exact(one.decode(request.tools, request.prompt, request.search), request, one, kind)
+
+
+@pytest.mark.parametrize("independent", [False, True], ids=["together", "independent"])
+@pytest.mark.parametrize(
+    ("kind", "confidence"),
+    [*itertools.product(["model", "partial", "callable"], [None, 0.2, 0.5, 0.9]), ("none", None)],
+)
+def test_independent_beams_and_confidence_are_exact(kind: str, confidence: float | None, independent: bool) -> None:
+    one = decoder(kind)
+    for seed in range(2):
+        choose = random.Random(f"{kind} {confidence} {independent} {seed}")
+        search = Search(
+            beams=choose.choice([1, 2, 4]),
+            width=choose.choice([1, 3, 4, 8]),
+            temperature=choose.choice([0.3, 0.7, 1.3]),
+            aggregate=choose.choice(["last", "min", "product", "mean"]),
+            policy_weight=choose.choice([0.0, 0.4]),
+            seed=seed,
+            max_tokens=choose.choice([18, 40]),
+            independent=independent,
+            confidence=confidence,
+        )
+        print(search)
         request = Request([SWITCH, SWAP], f"Request {seed}", search)
         assert_exact(one.decode(request.tools, request.prompt, request.search), request, one, kind)
 
@@ -121,7 +148,12 @@ def test_a_batch_is_answered_as_its_requests_alone(kind: str, beside: bool, monk
         Request([SWAP, SWITCH], "é", Search(beams=2, width=3, aggregate="min", max_tokens=30, forced_runs=False)),
         Request([SWITCH, SWAP], "Light in the attic", Search(beams=2, width=4, distinct=True, seed=3, max_tokens=40)),
         Request([SWITCH, SWAP], "Light in the hall", Search("sample", width=5, distinct=True, max_tokens=40)),
+        Request([SWITCH, SWAP], "Light in the hall", Search("token-beam", beams=3, max_tokens=40)),
+        Request([SWITCH, SWAP], "Light in the den", Search(beams=3, width=4, independent=True, max_tokens=40)),
     ]
+    if kind != "none":
+        unsure = Search(beams=2, width=8, temperature=0.8, confidence=0.6, max_tokens=40)
+        requests.append(Request([SWITCH, SWAP], "Light in the hall", unsure))
     one = decoder(kind)
     for _ in range(2):  # the second time the prompts are there
         for decoded, request in zip(one.decode_batch(requests), requests, strict=True):

@@ -14,6 +14,7 @@ STRATEGIES = {
     "greedy": _core.Strategy.GREEDY,
     "sample": _core.Strategy.SAMPLE,
     "step-beam": _core.Strategy.STEP_BEAM,
+    "token-beam": _core.Strategy.TOKEN_BEAM,
 }
 AGGREGATES = {
     "last": _core.Aggregate.LAST,
@@ -28,9 +29,10 @@ class Search:
     """How to look for an answer.
 
     Attributes:
-        strategy: "greedy" (the likeliest legal token, one answer), "sample" (width independent answers, ranked), or
+        strategy: "greedy" (the likeliest legal token, one answer), "sample" (width independent answers, ranked),
             "step-beam" (arXiv 2510.14703: at every step boundary the best `beams` candidates go on, each expanded into
-            `width` continuations).
+            `width` continuations), or "token-beam" (the usual beam search: after every token the `beams` likeliest
+            prefixes go on).
         beams: prefixes retained, N.
         width: candidates a beam, M (of "sample": answers).
         temperature: of the policy's legal tokens, at least 10^-6; 0 takes the likeliest.
@@ -40,6 +42,13 @@ class Search:
         distinct: the candidates of a beam (of "sample" the answers) are different: drawn without replacement from the
             policy's own distribution (Kool et al. 2019, "Stochastic Beams and Where to Find Them"). Needs a temperature
             above 0.
+        independent: of "step-beam": every beam begins a tree of its own, of which the best candidate goes on at each
+            step (the diverse verifier tree search of Beeching et al. 2024, "Scaling test-time compute with open
+            models"), instead of the best of all.
+        confidence: of "step-beam", which then spends tokens only in doubt: of a beam's continuations the first is
+            written out, then the first two, four, and so on up to `width`, until the best candidate's score reaches
+            this; a candidate that does goes on alone. Steps that nobody doubted, since all draws agree, have no score.
+            Needs a reward whose scores are calibrated. None to write out and score all.
         seed: of the random numbers; the same seed gives the same answer, whatever ran before or beside, as far as the
             rounding of the models' float arithmetic goes.
         max_tokens: most tokens of an answer. What would be longer is closed the shortest legal way.
@@ -58,6 +67,8 @@ class Search:
     aggregate: str = "last"
     policy_weight: float = 0.0
     distinct: bool = False
+    independent: bool = False
+    confidence: float | None = None
     seed: int = 0
     max_tokens: int = 512
     max_calls: int | None = None
@@ -82,11 +93,20 @@ class Search:
         if 0 < self.temperature < 1e-6:
             raise RequestError(f"temperature must be 0 or at least 1e-6, not {self.temperature!r}")
         self._check_number("policy_weight", self.policy_weight, -math.inf)
-        for name in ("distinct", "allow_no_call", "forced_runs"):
+        if self.confidence is not None:
+            self._check_number("confidence", self.confidence, 0.0)
+            if not 0 < self.confidence <= 1:
+                raise RequestError(f"confidence must be above 0 and at most 1, not {self.confidence!r}")
+        for name in ("distinct", "independent", "allow_no_call", "forced_runs"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be True or False, not {getattr(self, name)!r:.60}")
         if self.distinct and self.temperature == 0:
             raise RequestError("distinct candidates need a temperature above 0")
+        for name in ("independent", "confidence"):
+            if getattr(self, name) and self.strategy != "step-beam":
+                raise RequestError(f"{name} is a setting of the strategy 'step-beam', not of {self.strategy!r}")
+            if getattr(self, name) and self.distinct:
+                raise RequestError(f"distinct and {name} do not go together")
 
     @staticmethod
     def _check_count(name: str, value: Any, least: int, most: int) -> None:
@@ -103,7 +123,17 @@ class Search:
         """The same as the core takes it. max_tokens: the room that the model's context leaves, at most our own."""
         options = _core.SearchOptions()
         options.strategy, options.aggregate = STRATEGIES[self.strategy], AGGREGATES[self.aggregate]
-        for name in ("beams", "width", "temperature", "policy_weight", "distinct", "seed", "forced_runs"):
+        for name in (
+            "beams",
+            "width",
+            "temperature",
+            "policy_weight",
+            "distinct",
+            "independent",
+            "seed",
+            "forced_runs",
+        ):
             setattr(options, name, getattr(self, name))
+        options.confidence = self.confidence or 0.0
         options.max_tokens = max_tokens
         return options

@@ -29,6 +29,10 @@ struct Logits {
 void sample(const Logits &logits, const Mask &mask, double temperature, std::span<const double> uniforms,
             TokenId *tokens, double *logprobs);
 
+// The likeliest legal tokens, best first, the lowest ids of equals; returns how many there are: `most`, or fewer where
+// fewer are legal. tokens, logprobs: room for `most` each; logprobs as in sample(). Throws as sample().
+std::size_t likeliest(const Logits &logits, const Mask &mask, std::size_t most, TokenId *tokens, double *logprobs);
+
 // A sequence in a race of Gumbel-perturbed log-probabilities (Kool et al. 2019, "Stochastic Beams and Where to Find
 // Them"): the k highest of all sequences are a sample of k without replacement. A prefix holds the place of the best
 // sequence that goes on from it.

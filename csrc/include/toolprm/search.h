@@ -21,9 +21,10 @@
 namespace toolprm {
 
 enum class Strategy : std::uint8_t {
-  kGreedy,   // the likeliest token, one answer
-  kSample,   // width independent answers
-  kStepBeam, // beams prefixes, width candidates each at every step, the best beams go on
+  kGreedy,    // the likeliest token, one answer
+  kSample,    // width independent answers
+  kStepBeam,  // beams prefixes, width candidates each at every step, the best beams go on
+  kTokenBeam, // the `beams` likeliest prefixes after every token
 };
 enum class Aggregate : std::uint8_t { kLast, kMin, kProduct, kMean };
 
@@ -42,6 +43,12 @@ struct SearchOptions {
   double policy_weight = 0; // rank = log(score) + policy_weight * log-probability
   // The candidates of a beam (of kSample: the answers) are drawn without replacement, as different token sequences.
   bool distinct = false;
+  // kStepBeam: every beam is the root of a tree of its own, of which the best candidate goes on at every step.
+  bool independent = false;
+  // kStepBeam, above 0: candidates are expanded only as far as they are needed. Of a beam's draws the first is, then
+  // the first two, four and so on, until the best candidate's score reaches the confidence or all are; a candidate that
+  // reaches it goes on alone. Nothing is scored while there is one candidate and no other draw.
+  double confidence = 0;
   std::uint64_t seed = 0;
   std::int32_t max_tokens = 512;
   bool forced_runs = true; // write what the grammar leaves no choice about without asking the model
@@ -61,6 +68,13 @@ struct Request {
   std::vector<TokenId> reward_prompt = {};
   std::shared_ptr<const RewardFormat> reward = nullptr;
   std::int32_t reward_room = 0; // tokens that the reward model can read after its prompt; 0: any number
+};
+
+// How the samples of an output are drawn.
+enum class Sampling : std::uint8_t {
+  kIndependent, // by sample()
+  kDistinct,    // by sample_distinct()
+  kLikeliest,   // by likeliest()
 };
 
 // The two models that a search asks.
@@ -99,8 +113,8 @@ struct Plan {
   std::vector<std::int32_t> mask_index;           // into masks
   std::vector<std::int32_t> draws;                // samples wanted
   std::vector<double> temperatures;
-  std::vector<std::uint8_t> distinct; // the samples are different tokens, by sample_distinct()
-  std::vector<Perturbed> parents;     // of those
+  std::vector<Sampling> sampling;
+  std::vector<Perturbed> parents; // of distinct ones
   // DECODE: a sample each, in the order of outputs
   std::vector<double> uniforms;
   std::vector<double> gumbel_uniforms; // of distinct ones
