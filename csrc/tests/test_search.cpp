@@ -730,6 +730,31 @@ bool same(const Result &a, const Result &b) {
          std::equal(a.answers.begin(), a.answers.end(), b.answers.begin(), b.answers.end(), equal);
 }
 
+// Ways to search that the plain one does not know.
+void vary(std::mt19937 &random, Request &request) {
+  SearchOptions &options = request.options;
+  switch (below(random, 5)) {
+  case 0:
+    options.distinct = options.temperature > 0;
+    break;
+  case 1:
+    options.strategy = Strategy::kTokenBeam;
+    break;
+  case 2:
+    options.strategy = Strategy::kStepBeam;
+    options.independent = true;
+    [[fallthrough]];
+  case 3:
+    if (request.scoring != Scoring::kNone) {
+      options.strategy = Strategy::kStepBeam;
+      options.confidence = 0.25 * static_cast<double>(1 + below(random, 4));
+    }
+    break;
+  default:
+    break;
+  }
+}
+
 void requests_do_not_disturb_each_other() {
   std::mt19937 random(seed() + 1);
   const auto grammar = calls_grammar();
@@ -738,7 +763,7 @@ void requests_do_not_disturb_each_other() {
     std::vector<Result> alone;
     for (int k = 0; k < 8; ++k) {
       requests.push_back(random_request(random, grammar));
-      requests.back().options.distinct = requests.back().options.temperature > 0 && below(random, 2);
+      vary(random, requests.back());
       Runner runner;
       const std::int64_t id = runner.search.add(requests.back());
       runner.run();

@@ -167,6 +167,8 @@ def test_scarce_memory_changes_no_answer() -> None:
         Request([SWITCH, SWAP], f"Light in room {i}", Search(beams=3, width=5, temperature=1.3, seed=i, max_tokens=60))
         for i in range(6)
     ]
+    requests[1] = replace(requests[1], search=replace(requests[1].search or Search(), confidence=0.7))
+    requests[4] = replace(requests[4], search=replace(requests[4].search or Search(), confidence=0.3, independent=True))
     kv_bytes = one._policy.kv_bytes + reward().engine.kv_bytes
     prompt = one.decode(requests[0].tools, requests[0].prompt, requests[0].search).stats.prompt_tokens
     for own in (800, 600):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -480,6 +481,8 @@ def test_two_thousand_requests_of_all_kinds_leave_nothing_behind(monkeypatch: py
             temperature=1.2,
             distinct=choose.random() < 0.2,
         )
+        if strategy == "step-beam" and not search.distinct:
+            search = replace(search, confidence=choose.choice([None, 0.5]))
         kind = choose.random()
         if kind < 0.03:
             return Request(bad_tools, PROMPT, search)
