@@ -327,8 +327,7 @@ class Decoder:
             )
         max_tokens, reward_prompt, reward_room = min(search.max_tokens, room), [], 0
         if self._prm is not None:
-            own, _ = render(self._prm.tokenizer, grammar.tools, messages, grammar.format)
-            reward_prompt = self._prm.encode_prompt(own)
+            reward_prompt = self._prm.encode_prompt(self._prm.prompt_text(grammar.tools, messages, grammar.format))
             if len(reward_prompt) + 2 * max_tokens > _context(self._prm.engine):
                 max_tokens = (_context(self._prm.engine) - len(reward_prompt)) // 2
             if max_tokens < 1:

@@ -12,9 +12,12 @@ import pytest
 import torch
 import transformers as hf
 
+from toolprm_decode import Decoder
 from toolprm_decode.engine import Engine
 from toolprm_decode.errors import ModelNotSupported, RequestError, TokenizerError
 from toolprm_decode.rewards import DEFAULT_TAGS, STEP_KINDS, ToolPRM
+
+from ..search import models
 
 STEPS = [
     ("FUNC_NAME", '[{"name": "get_weather"'),
@@ -215,3 +218,16 @@ def test_a_policy_is_its_own_reward_model(gpt2_tokenizer: hf.PreTrainedTokenizer
     assert prm.engine.model is engine.model
     assert prm.engine is engine and prm.engine.shares_model(second.engine)
     assert second.score(PROMPT, STEPS) == pytest.approx(prm.score(PROMPT, STEPS), abs=1e-6)
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}<{{ m.content }}>{% endfor %}{{ tools | length }}"])
+def test_a_prompts_text_is_what_a_search_reads(template: str | None) -> None:
+    small = models.small()
+    tokenizer = copy.deepcopy(small.tokenizer)
+    tokenizer.chat_template = template
+    prm = ToolPRM(small.prm.engine, tokenizer)
+    decoded = Decoder(small.model, prm, tokenizer=small.tokenizer).decode(models.TOOLS, "Light", models.QUICK)
+    text = prm.prompt_text(models.TOOLS, "Light", decoded.format)
+    scores = prm.score(text, [(step.kind, step.text) for step in decoded.steps])
+    assert [step.score for step in decoded.steps] == pytest.approx(scores, abs=1e-5)
+    assert text == "<Light>2" if template else "switch" in text

@@ -121,7 +121,7 @@ class Forks:
         assert self.grammar.format is not None
         messages = to_messages(request)
         text, templated = render(self.tokenizer, self.grammar.tools, messages, self.grammar.format)
-        own, _ = render(self.reward.tokenizer, self.grammar.tools, messages, self.grammar.format)
+        own = self.reward.prompt_text(self.grammar.tools, messages, self.grammar.format)
         return list(self.tokenizer(text, add_special_tokens=not templated)["input_ids"]), self.reward.encode_prompt(own)
 
     def calibrate(self) -> dict[str, Any]:

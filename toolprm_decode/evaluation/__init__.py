@@ -1,1 +1,1 @@
-"""What answers are worth: strategies on suites of questions, and the rules of the benchmarks."""
+"""How often strategies are right on suites of questions, and how well reward models judge answers."""

@@ -16,11 +16,8 @@ import numpy as np
 import torch
 
 from toolprm_decode.errors import DataError, ToolprmError
-from toolprm_decode.formats import get_format
 from toolprm_decode.learning.packing import TokenTree
-from toolprm_decode.prompting import render, to_messages
 from toolprm_decode.rewards import STEP_KINDS, ToolPRM
-from toolprm_decode.tools import read_tools
 
 # How often a trajectory counts that was drawn `count` times.
 WEIGHTINGS = {"count": lambda count: float(count), "sqrt": lambda count: float(count) ** 0.5, "none": lambda count: 1.0}
@@ -379,9 +376,7 @@ def tree_mask(ends: torch.Tensor) -> torch.Tensor:
 
 def _prompt(prm: ToolPRM, row: Mapping[str, Any]) -> list[int]:
     try:
-        tools, messages = json.loads(row["tools"]), json.loads(row["messages"])
-        format = get_format(row["format"], getattr(prm.tokenizer, "chat_template", None))
-        text, _ = render(prm.tokenizer, read_tools(tools), to_messages(messages), format)
+        text = prm.prompt_text(json.loads(row["tools"]), json.loads(row["messages"]), row["format"])
     except ToolprmError as error:
         raise ValueError(str(error)) from error
     tokens = prm.encode_prompt(text)

@@ -53,6 +53,7 @@ from toolprm_decode.learning.collation import (
     tree_mask,
 )
 from toolprm_decode.learning.files import write_whole
+from toolprm_decode.learning.judging import judged
 from toolprm_decode.learning.metrics import Judged, fit_temperature, measure
 from toolprm_decode.rewards import DEFAULT_TAGS, STEP_KINDS, ToolPRM
 
@@ -546,7 +547,7 @@ class _RewardTrainer(Trainer):
 
             parts = gather_object([margins])
             margins = {index: values for part in parts for index, values in part.items()}
-        return _judged(data, margins)
+        return judged(data, margins)
 
     def _label_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [T, 2] of plus and minus."""
@@ -565,18 +566,6 @@ class _RewardTrainer(Trainer):
         plan = BatchPlan(lengths, self._settings.batch_tokens, seed, self.args.process_index, self.args.world_size)
         pin = self.args.device.type == "cuda"
         return _Loader(_Rows(rows), batch_sampler=plan, collate_fn=collator, pin_memory=pin)
-
-
-def _judged(data: Pieces, margins: Mapping[int, np.ndarray]) -> Judged:
-    columns: list[list[float]] = [[], [], [], [], []]
-    for index, piece in enumerate(data.pieces):
-        for trajectory in piece.trajectories:
-            for tag, label in zip(trajectory.tags, trajectory.labels, strict=True):
-                entry = (margins[index][tag], label, piece.kinds[tag], trajectory.number, trajectory.times)
-                for column, value in zip(columns, entry, strict=True):
-                    column.append(value)
-    types = (np.float64, bool, np.int64, np.int64, np.float64)
-    return Judged(*(np.array(column, dtype) for column, dtype in zip(columns, types, strict=True)))
 
 
 @contextmanager

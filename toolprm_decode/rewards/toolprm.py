@@ -22,6 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolprm_decode.engine.engine import Engine, load_model, load_tokenizer
 from toolprm_decode.errors import RequestError, TokenizerError
+from toolprm_decode.formats import Format, get_format
+from toolprm_decode.prompting import render, to_messages
+from toolprm_decode.tools import read_tools
 
 STEP_KINDS = ("FUNC_NAME", "ARG_VALUE", "PARAM_FINISH", "FUNC_FINISH", "TOTAL_FINISH")
 DEFAULT_TAGS: Mapping[str, str] = MappingProxyType({kind: f"<{kind}>" for kind in STEP_KINDS})
@@ -127,6 +130,18 @@ class ToolPRM:
         with self._recorded():
             model.push_to_hub(repo_id, **kwargs)
         self.tokenizer.push_to_hub(repo_id, **kwargs)
+
+    def prompt_text(self, tools: Any, prompt: Any, format: str | Format = "auto") -> str:
+        """The text that comes before the steps, in training and in search alike: by the model's own chat template.
+
+        Args:
+            tools, prompt: as for `Decoder.decode`.
+            format: how the policy writes calls.
+
+        Raises ToolSchemaError, FormatError, or RequestError for a prompt that cannot be used.
+        """
+        form = get_format(format, getattr(self.tokenizer, "chat_template", None))
+        return render(self.tokenizer, read_tools(tools), to_messages(prompt), form)[0]
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a prompt: special tokens that it spells are read as such, and the tokenizer's own are put before it.
