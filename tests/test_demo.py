@@ -11,8 +11,9 @@ from safetensors import safe_open
 
 from toolprm_decode import Decoder, ToolPRM, decode, load_demo
 from toolprm_decode.demo import held_out
-from toolprm_decode.evaluation.evaluate import evaluate, load_suite
+from toolprm_decode.evaluation.evaluate import evaluate
 from toolprm_decode.evaluation.strategies import read_strategies
+from toolprm_decode.evaluation.suites import load_suite
 from toolprm_decode.learning.training import KINDS
 from toolprm_decode.learning.world.tokenizer import build_tokenizer
 from toolprm_decode.models import MODELS
@@ -62,7 +63,7 @@ def test_held_out_questions_are_those_of_the_seed() -> None:
 def test_the_policy_is_right_about_half_of_the_time_and_the_search_more_often() -> None:
     """The figures are in the cards; here on fewer questions, far enough from the edges not to depend on them."""
     demo = load_demo()
-    samples = load_suite("built-in", 120)
+    samples = load_suite("built-in", limit=120).samples
     plain = Decoder(demo.model, tokenizer=demo.tokenizer)
     rewarded = Decoder(demo.model, demo.prm, tokenizer=demo.tokenizer)
     outcomes = evaluate(samples, read_strategies("greedy,step-beam", demo.search), plain, rewarded)

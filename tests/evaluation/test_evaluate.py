@@ -13,12 +13,12 @@ from toolprm_decode import Decoder, Search, ToolPRM
 from toolprm_decode.cli import main
 from toolprm_decode.decoding import Request
 from toolprm_decode.errors import RequestError
-from toolprm_decode.evaluation.evaluate import evaluate, load_suite
+from toolprm_decode.evaluation.evaluate import evaluate
 from toolprm_decode.evaluation.statistics import bootstrap
 from toolprm_decode.evaluation.strategies import read_strategies
+from toolprm_decode.evaluation.suites import load_suite
 from toolprm_decode.learning.world.pretraining import Pretraining, build_model
 from toolprm_decode.learning.world.tokenizer import build_tokenizer
-from toolprm_decode.learning.world.world import part_of
 from toolprm_decode.questions.labels import trajectory_right
 
 SEARCH = Search(beams=2, width=3, max_tokens=40, policy_weight=0.25)
@@ -84,27 +84,9 @@ class TestNames:
             read_strategies(name, SEARCH)
 
 
-class TestSuite:
-    def test_it_is_drawn_by_the_seed_from_what_was_never_trained_on(self) -> None:
-        samples = load_suite("built-in", 30)
-        assert len(samples) == 30 and samples == load_suite("built-in", 30)
-        assert samples != load_suite("built-in", 30, seed=1)
-        assert len({sample.id for sample in samples}) == 30
-        words = {tool["function"]["description"] for s in load_suite("built-in-tools", 40) for tool in s.tools}
-        assert any(part_of(word) == "test" for word in words)
-        words = {tool["function"]["description"] for s in load_suite("built-in-values", 40) for tool in s.tools}
-        assert all(part_of(word) == "train" for word in words)
-
-    def test_unknown_suites_and_empty_ones_are_refused(self) -> None:
-        with pytest.raises(RequestError, match="unknown suite"):
-            load_suite("bfcl-v9")
-        with pytest.raises(RequestError, match="limit"):
-            load_suite("built-in", 0)
-
-
 class TestEvaluate:
     def test_what_is_counted_is_what_the_decoder_gives(self, decoders: tuple[Decoder, Decoder]) -> None:
-        samples = load_suite("built-in", 6)
+        samples = load_suite("built-in", limit=6).samples
         strategies = read_strategies("greedy,step-beam,best-of-n:3,majority-vote:5", SEARCH)
         outcomes = evaluate(samples, strategies, *decoders, batch=4)
         for strategy, outcome in zip(strategies, outcomes, strict=True):
@@ -117,7 +99,7 @@ class TestEvaluate:
             assert greedy.policy_tokens[index] == alone.stats.policy_tokens + alone.stats.cached_tokens
 
     def test_the_batch_changes_nothing(self, decoders: tuple[Decoder, Decoder]) -> None:
-        samples = load_suite("built-in", 5)
+        samples = load_suite("built-in", limit=5).samples
         strategies = read_strategies("step-beam,weighted-vote:4", SEARCH)
         one, other = (evaluate(samples, strategies, *decoders, batch=batch) for batch in (1, 5))
         for a, b in zip(one, other, strict=True):
@@ -125,14 +107,14 @@ class TestEvaluate:
 
     def test_votes_go_to_the_answer_drawn_most_often(self, decoders: tuple[Decoder, Decoder]) -> None:
         (plain,) = read_strategies("majority-vote:24", SEARCH)
-        (sample,) = load_suite("built-in", 1)
+        (sample,) = load_suite("built-in", limit=1).samples
         decoded = decoders[0].decode_batch([Request(sample.tools, sample.messages, plain.search)])[0]
         most = max(answer.multiplicity for answer in decoded.finished)
         assert plain.pick(decoded) in [a.calls for a in decoded.finished if a.multiplicity == most]
 
     def test_a_reward_model_is_asked_for(self, decoders: tuple[Decoder, Decoder]) -> None:
         with pytest.raises(RequestError, match="needs a reward model"):
-            evaluate(load_suite("built-in", 1), read_strategies("step-beam", SEARCH), decoders[0], None)
+            evaluate(load_suite("built-in", limit=1).samples, read_strategies("step-beam", SEARCH), decoders[0], None)
 
 
 class TestCommand:

@@ -57,6 +57,29 @@ def test_xlam(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert [sample.id for sample in read_samples(tmp_path / "x.json")] == ["x-7", "x-8"]
 
 
+def test_files_of_ones_own_are_written_plainly(tmp_path: Path) -> None:
+    rows = [
+        {"tools": TOOLS, "question": "Rome?", "gold": [CALL], "category": "one"},
+        {"id": "b", "tools": TOOLS, "query": "Rome?", "gold": []},
+        {"id": 3, "tools": json.dumps(TOOLS), "question": USER, "answers": json.dumps([CALL])},
+        {"tools": TOOLS, "query": "Rome?", "answers": [CALL]},
+    ]
+    for order in (rows, rows[::-1]):
+        found = {sample.id: sample for sample in read_samples(write(tmp_path / "x.jsonl", order))}
+        assert set(found) == {f"x-{order.index(rows[0]) + 1}", "b", "x-3", f"x-{order.index(rows[3]) + 1}"}
+        assert all(sample.tools == TOOLS and sample.messages == USER for sample in found.values())
+        assert [sample.gold for sample in found.values() if sample.id != "b"] == [
+            [gold_call("weather", CALL["arguments"])]
+        ] * 3
+        assert found["b"].gold == [] and found[f"x-{order.index(rows[0]) + 1}"].meta == {"category": "one"}
+    for missing in ("tools", "question", "gold"):
+        row = {key: value for key, value in rows[0].items() if key != missing}
+        with pytest.raises(DataError, match="line 1: no known shape has the fields"):
+            list(read_samples(write(tmp_path / "x.jsonl", [row])))
+    with pytest.raises(DataError, match="line 2: the row has no 'gold'"):
+        list(read_samples(write(tmp_path / "x.jsonl", [rows[0], {**rows[0], "gold": None}])))
+
+
 def test_hammer(tmp_path: Path) -> None:
     query = [{"role": "user", "content": "Rome"}, {"role": "agent", "content": "Which days?"}, *USER]
     seal = {"tool": "time", "parameters": {"city": "Rome"}}
@@ -95,8 +118,16 @@ def test_bfcl(tmp_path: Path) -> None:
     assert java.match == "bfcl" and java.meta == {"language": "java", "category": "simple_java"}
     assert gold_calls(java) == [{"name": "f", "arguments": {"x": 1.5}}]
     assert trajectory_right(java, [{"name": "f", "arguments": {"x": "1.5f", "y": "A."}}])
+    called = only(tmp_path / "BFCL_v4_live_relevance.json")
+    assert called.gold == [] and called.match == "any-call"
+    assert trajectory_right(called, [{"name": "f", "arguments": {}}]) and not trajectory_right(called, [])
+    write(tmp_path / "possible_answer" / "BFCL_v4_simple_java.json", [answer, answer])
+    with pytest.raises(DataError, match=r"BFCL_v4_simple_java\.json, line 2: two answers have the id"):
+        list(read_samples(tmp_path))
+    (tmp_path / "possible_answer" / "BFCL_v4_simple_java.json").unlink()
     with pytest.raises(DataError, match="its answers are missing"):
-        list(read_samples(tmp_path / "BFCL_v4_live_relevance.json"))
+        list(read_samples(tmp_path))
+    write(tmp_path / "possible_answer" / "BFCL_v4_simple_java.json", [answer])
     with pytest.raises(DataError, match="read the file with the questions"):
         list(read_samples(tmp_path / "possible_answer" / "BFCL_v4_simple_java.json"))
 

@@ -56,8 +56,9 @@ def run(options: argparse.Namespace) -> None:
     from toolprm_decode.decoding import Decoder
     from toolprm_decode.demo import SEARCH, one_thread
     from toolprm_decode.engine import Engine
-    from toolprm_decode.evaluation.evaluate import evaluate, load_suite
+    from toolprm_decode.evaluation.evaluate import evaluate
     from toolprm_decode.evaluation.strategies import read_strategies, unrewarded
+    from toolprm_decode.evaluation.suites import load_suite
 
     if options.batch < 1:
         raise RequestError(f"--batch must be 1 or more, not {options.batch}")
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     chosen = {name: value for name, value in given.items() if value is not None}
     search = replace(SEARCH, seed=options.seed, **chosen)
     strategies = read_strategies(options.strategies, search)
-    samples = load_suite(options.suite, options.limit, options.seed, options.split)
+    samples = load_suite(options.suite, limit=options.limit, seed=options.seed, split=options.split).samples
     if options.json is not None and not options.json.parent.is_dir():
         raise RequestError(f"{options.json.parent}: there is no such folder")
     prm = options.prm or (MODELS / "toolprm" if options.model is None else None)

@@ -14,30 +14,9 @@ from toolprm_decode.errors import RequestError, ToolprmError
 from toolprm_decode.evaluation.statistics import bootstrap
 from toolprm_decode.evaluation.strategies import Strategy
 from toolprm_decode.learning.rollouts import decode_each
-from toolprm_decode.learning.world.world import STANDARD, World
 from toolprm_decode.questions.labels import trajectory_right
 from toolprm_decode.questions.samples import Sample
 from toolprm_decode.search import Search
-
-BUILT_IN = {
-    "built-in": (False, True),  # unseen values and unseen tools in turn
-    "built-in-values": (False,),
-    "built-in-tools": (True,),
-}
-
-
-def load_suite(name: str, limit: int = 1000, seed: int = 0, split: str = "test") -> list[Sample]:
-    """The questions of a suite. Those of the built-in world are drawn by the seed, none is ever trained on.
-
-    Raises RequestError for an unknown suite or a limit below 1.
-    """
-    if name not in BUILT_IN:
-        raise RequestError(f"unknown suite {name!r:.60}: use one of {', '.join(BUILT_IN)}")
-    if limit < 1:
-        raise RequestError(f"the limit must be 1 or more, not {limit}")
-    parts = BUILT_IN[name]
-    drawn = [World(seed, STANDARD, split, unseen).samples(-(-limit // len(parts))) for unseen in parts]
-    return [sample for group in zip(*drawn, strict=True) for sample in group][:limit]
 
 
 @dataclass(frozen=True)

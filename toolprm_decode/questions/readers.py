@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +17,9 @@ import jsonschema
 import referencing
 
 from toolprm_decode.errors import DataError, RequestError, ToolSchemaError
-from toolprm_decode.questions.labels import gold_calls
+from toolprm_decode.questions.labels import ANY_CALL, gold_calls
 from toolprm_decode.questions.samples import GoldCall, Sample, gold_call
-from toolprm_decode.tools import read_tools
+from toolprm_decode.tools import Tool, read_tools
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ SHAPES = ("xlam", "hammer", "bfcl", "seal-tools", "toolalpaca", "openai")
 ON_ERROR = ("raise", "skip")
 
 _SEAL_TOOLS = 5  # tools of a question, as the retrieved ones in Hammer's copy of the data
-_BFCL_NO_CALL = ("irrelevance",)
+_BFCL_NO_CALL = "irrelevance"
+_BFCL_ANY_CALL = "relevance"
 _BFCL_LEFT_OUT = ("multi_turn", "relevance", "memory", "web_search", "format_sensitivity")  # without gold calls
 
 
@@ -77,11 +78,13 @@ def read_samples(
     """Reads questions with their gold calls.
 
     Shapes, of rows as JSON lines, a JSON list or Parquet:
-        xlam: {"query", "tools", "answers"}, tools and answers as JSON or as JSON text; no answers: no tool fits.
+        xlam: {"query", "tools", "answers"}, tools and answers as JSON or as JSON text; no answers: no tool fits. Files
+            of one's own may say "question" and "gold" instead, and name a "category", which goes into meta.
         hammer: the same, with chats for queries (API-Bank) or {"tool", "parameters"} for answers (Seal-Tools), or
             whole prompts {"instruction", "input", "output"}.
         bfcl: questions, with a file of the same name under possible_answer/; matched by the leaderboard's rule. Files
-            named irrelevance ask for no call. A folder gives all its single-turn categories.
+            named irrelevance ask for no call, those named relevance for any. A folder gives all its single-turn
+            categories but relevance.
         seal-tools: {"id", "query", "calling"}, with tool.jsonl beside it; a question gets the tools of its calls and
             others of the same field, five in all.
         toolalpaca: the evaluation files, each API with its instructions and golden answers.
@@ -150,6 +153,32 @@ def without_gold_tool(sample: Sample) -> Sample | None:
     return replace(sample, id=f"{sample.id}#irrelevant", tools=kept, gold=[], meta=meta)
 
 
+def gold_misfit(sample: Sample, tools: Sequence[Tool] | None = None) -> str | None:
+    """Why the gold calls, with the first allowed values, break their tools' schemas; None where they do not.
+
+    The grammar cannot write calls that do.
+
+    tools: the sample's tools, where they are read already.
+    """
+    if not sample.gold:
+        return None
+    tools = read_tools(sample.tools) if tools is None else tools
+    known = {tool.name: tool for tool in tools}
+    for call in gold_calls(sample, tools):
+        if call["name"] not in known:
+            return f"the gold calls {call['name']!r:.80}, which is none of the tools"
+        try:
+            validator = _validator(json.dumps(known[call["name"]].parameters))
+            error = next(validator.iter_errors(call["arguments"]), None)
+        except Exception as fault:  # jsonschema takes schemas on trust: what one that is none leads to may be anything
+            reason = f"{type(fault).__name__}: {fault}".partition("\n")[0]
+            return f"the gold cannot be checked by the schema of {call['name']!r:.80} ({reason:.160})"
+        if error is not None:
+            where = "/".join(map(str, error.absolute_path))
+            return f"the gold breaks the schema of {call['name']!r:.80} at /{where}: {error.message:.160}"
+    return None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is wrong with rows
 
@@ -168,22 +197,8 @@ def _check(sample: Sample, check_gold: bool) -> None:
     tools = read_tools(sample.tools)
     if not tools:
         raise _BadRow("a query without tools")
-    if not check_gold:
-        return
-    known = {tool.name: tool for tool in tools}
-    for call in gold_calls(sample, tools):
-        if call["name"] not in known:
-            raise _BadRow(f"the gold calls {call['name']!r:.80}, which is none of the tools")
-        try:
-            validator = _validator(json.dumps(known[call["name"]].parameters))
-            error = next(validator.iter_errors(call["arguments"]), None)
-        except Exception as fault:  # jsonschema takes schemas on trust: what one that is none leads to may be anything
-            reason = f"{type(fault).__name__}: {fault}".partition("\n")[0]
-            name = f"{call['name']!r:.80}"
-            raise _BadRow(f"the gold cannot be checked by the schema of {name} ({reason:.160})") from fault
-        if error is not None:
-            where = "/".join(map(str, error.absolute_path))
-            raise _BadRow(f"the gold breaks the schema of {call['name']!r:.80} at /{where}: {error.message:.160}")
+    if check_gold and (misfit := gold_misfit(sample, tools)) is not None:
+        raise _BadRow(misfit)
 
 
 @lru_cache(maxsize=1024)
@@ -427,8 +442,8 @@ def _recognise(row: Mapping[str, Any]) -> str:
         return "hammer"
     if "messages" in fields:
         return "openai"
-    if {"query", "tools", "answers"} <= fields:
-        return "xlam" if isinstance(row["tools"], str) else "hammer"
+    if "tools" in fields and fields & {"query", "question"} and fields & {"answers", "gold"}:
+        return "hammer" if {"query", "answers"} <= fields and not isinstance(row["tools"], str) else "xlam"
     if {"id", "ground_truth"} <= fields:
         raise _BadRow("these are BFCL's answers: read the file with the questions, one folder up")
     raise _BadRow(f"no known shape has the fields {', '.join(sorted(map(str, fields)))[:200]}")
@@ -523,10 +538,11 @@ def _tools(value: Any) -> list[Any]:
 
 
 def _from_xlam(row: _Row, beside: Any) -> Iterator[Sample]:
-    answers = _unpacked(row.get("answers"), "answers")
-    yield row.sample(
-        _tools(_unpacked(row.get("tools"), "tools")), _messages(row.get("query")), _gold(answers, "answers")
-    )
+    query, name = (own if own in row.fields else usual for own, usual in (("question", "query"), ("gold", "answers")))
+    gold = _gold(_unpacked(row.get(name), name), name)
+    category = row.fields.get("category")
+    meta = {"category": category} if isinstance(category, str) else {}
+    yield row.sample(_tools(_unpacked(row.get("tools"), "tools")), _messages(row.get(query)), gold, meta=meta)
 
 
 _PROMPT = re.compile(
@@ -556,7 +572,7 @@ def _bfcl_left_out(path: Path) -> bool:
 
 def _bfcl_answers(table: _Table) -> dict[str, Any]:
     """{id: ground truth} of a file with questions; without the file that should be there, why it is missing."""
-    if table.path is None or _is_bfcl_no_call(table):
+    if table.path is None or _is_bfcl_no_call(table) or _is_bfcl_any_call(table):
         return {}
     path = table.path.parent / "possible_answer" / table.path.name
     if not path.is_file():
@@ -565,19 +581,25 @@ def _bfcl_answers(table: _Table) -> dict[str, Any]:
     for line, row in _read_json(path):
         if isinstance(row, Exception) or not isinstance(row, Mapping) or not {"id", "ground_truth"} <= row.keys():
             raise DataError(f"{path}, line {line}: {row if isinstance(row, Exception) else 'no id and ground_truth'}")
+        if row["id"] in found:
+            raise DataError(f"{path}, line {line}: two answers have the id {row['id']!r:.80}")
         found[row["id"]] = row["ground_truth"]
     return found
 
 
 def _is_bfcl_no_call(table: _Table) -> bool:
-    return any(word in table.stem for word in _BFCL_NO_CALL)
+    return _BFCL_NO_CALL in table.stem
+
+
+def _is_bfcl_any_call(table: _Table) -> bool:
+    return _BFCL_ANY_CALL in table.stem and not _is_bfcl_no_call(table)
 
 
 def _from_bfcl(row: _Row, beside: dict[str, Any]) -> Iterator[Sample]:
     turns = row.get("question")
     if not isinstance(turns, list) or len(turns) != 1:
         raise _OneTurn("the question has several turns")
-    if _is_bfcl_no_call(row.table):
+    if _is_bfcl_no_call(row.table) or _is_bfcl_any_call(row.table):
         answers = []
     elif "ground_truth" in row.fields or row.id in beside:
         answers = row.fields.get("ground_truth", beside.get(row.id))
@@ -596,7 +618,8 @@ def _from_bfcl(row: _Row, beside: dict[str, Any]) -> Iterator[Sample]:
     language = next((word for word in ("javascript", "java") if word in row.table.stem), "python")
     category = re.sub(r"^BFCL_v\d+_", "", row.table.stem)
     meta = {"language": language, "category": category}
-    yield row.sample(_tools(row.get("function")), _messages(turns[0]), gold, match="bfcl", meta=meta)
+    match = ANY_CALL if _is_bfcl_any_call(row.table) else "bfcl"
+    yield row.sample(_tools(row.get("function")), _messages(turns[0]), gold, match=match, meta=meta)
 
 
 _SEAL_FILE = "tool.jsonl"

@@ -20,7 +20,8 @@ class Sample:
         tools: in any dialect that `read_tools` takes, as plain JSON.
         messages: the chat messages of the request.
         gold: the calls that answer it, in any order; empty where no tool fits.
-        match: how a call is compared with the gold: a name of `labels.RULES`.
+        match: how a call is compared with the gold: a name of `labels.RULES`; or "any-call" where all that is known is
+            that something is to be called.
         meta: anything else that is known of it, as plain JSON.
     """
 

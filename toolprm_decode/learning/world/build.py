@@ -20,8 +20,9 @@ from toolprm_decode.decoding import Decoder
 from toolprm_decode.demo import SEARCH
 from toolprm_decode.engine import Engine
 from toolprm_decode.errors import DataError
-from toolprm_decode.evaluation.evaluate import Outcome, evaluate, load_suite
+from toolprm_decode.evaluation.evaluate import Outcome, evaluate
 from toolprm_decode.evaluation.strategies import read_strategies
+from toolprm_decode.evaluation.suites import load_suite
 from toolprm_decode.learning.annotate import annotate
 from toolprm_decode.learning.files import write_whole
 from toolprm_decode.learning.rollouts import RolloutSettings
@@ -147,7 +148,7 @@ def _figures(work: Path) -> None:
         path = work / f"figures-{suite}.json"
         if path.exists():
             continue
-        samples = load_suite(suite, TESTED)
+        samples = load_suite(suite, limit=TESTED).samples
         found: dict[str, Any] = {}
         greedy: Outcome | None = None  # the first strategy of the first kind
         for kind, names in STRATEGIES.items():

@@ -130,18 +130,30 @@ class World:
         split: "train", "validation" or "test"; values of several tokens belong to one split each, and in validation
             and test every answer with calls holds such a value.
         unseen_tools: ask for tool kinds of the split itself, which training never saw, instead of training's.
+        natural: all names are words (True) or masks (False), rather than as often as the level says.
+
+    The meta of validation and test questions is {"tools": "unseen" or "seen", "names": "natural" or "masked"}; that of
+    training's, where nothing is told apart by it, is empty.
 
     Raises:
         RequestError: an unknown level or split.
     """
 
-    def __init__(self, seed: int, level: int = STANDARD, split: str = "train", unseen_tools: bool = False):
+    def __init__(
+        self,
+        seed: int,
+        level: int = STANDARD,
+        split: str = "train",
+        unseen_tools: bool = False,
+        natural: bool | None = None,
+    ):
         if not 0 <= level < len(LEVELS):
             raise RequestError(f"unknown level {level!r}: use 0 to {len(LEVELS) - 1}")
         if split not in SPLITS:
             raise RequestError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
-        self.level, self.split, self.unseen_tools = LEVELS[level], split, unseen_tools
-        self._prefix = f"{split}-{level}-{'unseen' if unseen_tools else 'seen'}-{seed}"
+        self.level, self.split, self.unseen_tools, self.natural = LEVELS[level], split, unseen_tools, natural
+        names = "" if natural is None else f"-{_names(natural)}"
+        self._prefix = f"{split}-{level}-{'unseen' if unseen_tools else 'seen'}{names}-{seed}"
         self._random = random.Random(f"world {self._prefix}")
         self._known = tool_kinds("train")
         self._asked = tool_kinds(split) if unseen_tools else self._known
@@ -153,17 +165,19 @@ class World:
     def group(self, requests: int, id: str) -> list[Sample]:
         """Several questions over one tool set, named id.0 and so on."""
         while True:
-            tools = self._tools()
+            tools, natural = self._tools()
             questions = [self._question(tools) for _ in range(requests)]
             if self.split == "train" or all(_is_new(calls) for _, calls in questions):
                 break
         definitions = [tool.definition() for tool in tools]
+        known = {"tools": "unseen" if self.unseen_tools else "seen", "names": _names(natural)}
         return [
             Sample(
                 id=f"{id}.{index}",
                 tools=definitions,
                 messages=[{"role": "user", "content": text}],
                 gold=[gold_call(call["name"], call["arguments"]) for call in calls],
+                meta={} if self.split == "train" else dict(known),
             )
             for index, (text, calls) in enumerate(questions)
         ]
@@ -173,8 +187,11 @@ class World:
     def _chance(self, probability: float) -> bool:
         return self._random.random() < probability
 
-    def _tools(self) -> list[_Tool]:
-        """One tool that is asked for, and others like it: the same action, the same object, or any."""
+    def _tools(self) -> tuple[list[_Tool], bool]:
+        """One tool that is asked for, and others like it: the same action, the same object, or any.
+
+        And whether their names are words.
+        """
         rnd, level = self._random, self.level
         first = rnd.choice(self._asked)
         kinds = [first]
@@ -188,9 +205,10 @@ class World:
         rnd.shuffle(kinds)
         masks = list(MASKS)
         rnd.shuffle(masks)
-        natural = self._chance(level.natural)
+        natural = self._chance(level.natural)  # drawn in any case: what follows must not depend on self.natural
+        natural = natural if self.natural is None else self.natural
         tied: dict[str, str] = {}
-        return [self._tool(kind, masks, natural, tied) for kind in kinds]
+        return [self._tool(kind, masks, natural, tied) for kind in kinds], natural
 
     def _tool(self, kind: Kind, masks: list[str], natural: bool, tied: dict[str, str]) -> _Tool:
         rnd, level = self._random, self.level
@@ -339,6 +357,10 @@ class World:
                 value = " ".join(rnd.choice(words) for _ in range(rnd.choice((1, 2, 2, 3))))
             if not _is_apart(value) or part_of(str(value)) == self.split:
                 return value
+
+
+def _names(natural: bool) -> str:
+    return "natural" if natural else "masked"
 
 
 def _is_apart(value: Any) -> bool:
