@@ -7,14 +7,15 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from toolprm_decode.errors import RequestError
 from toolprm_decode.grammar.call_grammar import Step
+from toolprm_decode.search.tree_page import TreePage
 
 
 @dataclass(frozen=True)
@@ -75,31 +76,29 @@ class SearchTree:
             drawn[index] = drawn[node.parent].add(self._label(node, index in answer))
         return root
 
-    def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the tree as one page without scripts, light or dark as the reader's system; returns its path."""
-        answer = self._answer()
-        children: dict[int | None, list[int]] = {}
-        for index, node in enumerate(self.nodes):
-            children.setdefault(node.parent, []).append(index)
-        parts = [_PAGE_START, f"<p>{len(self.nodes)} candidates, {len(answer)} on the way to the answer.</p>\n<ul>\n"]
-        # A stack, since a long answer is deeper than Python recurses; None closes the list that was open.
-        waiting: list[int | None] = [*children.get(None, [])[::-1]]
-        while waiting:
-            at = waiting.pop()
-            if at is None:
-                parts.append("</ul></details></li>\n")
-                continue
-            node, below = self.nodes[at], children.get(at, [])
-            state = "answer" if at in answer else "kept" if node.kept else "pruned"
-            row = self._html_row(node, at in answer)
-            if below:
-                parts.append(f'<li class="{state}"><details open><summary>{row}</summary><ul>\n')
-                waiting += [None, *below[::-1]]
-            else:
-                parts.append(f'<li class="{state}">{row}</li>\n')
-        parts.append("</ul>\n</body>\n</html>\n")
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str | None = None,
+        right: Sequence[bool | None] | None = None,
+        note: str | None = None,
+    ) -> Path:
+        """Writes the tree as a page of one file that needs no network, and its script only to fold and to jump.
+
+        Args:
+            title: heads the page.
+            right: for each node, whether everything up to its end agrees with the gold, None where that is unknown;
+                the page then marks right and wrong nodes, and says where gold was lost.
+            note: stands above the tree.
+
+        Returns the path. Raises RequestError where right has not one flag a node.
+        """
+        if right is not None and len(right) != len(self.nodes):
+            raise RequestError(f"right has {len(right)} flags for {len(self.nodes)} candidates: give one for each")
         page = Path(path)
-        page.write_text("".join(parts), encoding="utf-8", errors="replace")
+        html = TreePage(self.nodes, self.best, right).html(title, note)
+        page.write_text(html, encoding="utf-8", errors="replace")
         return page
 
     def _answer(self) -> set[int]:
@@ -134,38 +133,3 @@ class SearchTree:
         if marks := self._marks(node, chosen):
             label.append(f"  [{', '.join(marks)}]", style="dim")
         return label
-
-    def _html_row(self, node: Node, chosen: bool) -> str:
-        steps = []
-        for step in node.steps:
-            score = "" if step.score is None else f" <b>{step.score:.3f}</b>"
-            chance = "" if step.logprob is None else f' title="log-probability {step.logprob:.3f}"'
-            text = escape(step.text.strip("\n")) or "(nothing)"
-            steps.append(f"<span{chance}><i>{step.kind}</i>{score} <code>{text}</code></span>")
-        marks = "".join(f" <small>{escape(mark)}</small>" for mark in self._marks(node, chosen))
-        return "<br>".join(steps) + marks
-
-
-_PAGE_START = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Search tree</title>
-<style>
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; }
-ul { list-style: none; margin: 0; padding-left: 1.4em; border-left: 1px solid #8884; }
-li { margin: 0.25em 0; }
-summary { cursor: pointer; }
-i { font-style: normal; font-size: 0.8em; color: #2277aa; }
-code { white-space: pre-wrap; overflow-wrap: anywhere; background: #8882; border-radius: 3px; padding: 0 0.3em; }
-small { border: 1px solid #8886; border-radius: 3px; padding: 0 0.3em; }
-li.pruned { opacity: 0.55; }
-li.answer > span > code, li.answer > details > summary code { background: #2a84; }
-@media (prefers-color-scheme: dark) { i { color: #66bbee; } }
-</style>
-</head>
-<body>
-<h1>Search tree</h1>
-"""
