@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from toolprm_decode.evaluation.scoring import HEADLINES, Verdict, headline, head
 from toolprm_decode.evaluation.suites import load_suite
 from toolprm_decode.questions.labels import gold_calls, trajectory_right
 from toolprm_decode.questions.samples import Sample, gold_call
+from toolprm_decode.tools import read_tools
+
+from ..questions.bfcl_cases import calls_of, mutated, official, official_checker
 
 TOOLS = [
     {"name": name, "description": "", "parameters": {"a": {"type": "string"}, "b": {"type": "integer"}}}
@@ -80,6 +84,31 @@ class TestJudge:
             calls = [call("f", a=value) for value in values]
             assert judge(question, calls).right == right
             assert trajectory_right(question, calls)
+
+
+def test_right_is_the_leaderboards_verdict_in_every_category(data_dir: Path) -> None:
+    check = official_checker()
+    if not (data_dir / "bfcl").is_dir():
+        pytest.skip(f"there is no bfcl in {data_dir}")
+    suite = load_suite("bfcl", data=data_dir)
+    rng = random.Random(3)
+    verdicts: dict[str, Counter[bool]] = {}
+    for question, category in zip(suite.samples, suite.groups, strict=True):
+        language, tools = question.meta["language"], read_tools(question.tools)
+        answers = [{gold["name"]: gold["arguments"]} for gold in question.gold]
+        for turn in range(4):
+            calls = calls_of(answers, rng, language)
+            if not answers:
+                calls = [call(rng.choice(tools).name, x=1)] * rng.choice([0, 0, 1, 2])
+            elif turn:
+                calls = mutated(calls, rng, language, question.tools)
+            expected = check(category, language, question.tools, answers, calls)
+            if expected is not None:
+                assert judge(question, calls, tools).right == expected, (question.id, calls)
+                verdicts.setdefault(category, Counter())[expected] += 1
+    assert set(verdicts) == set(suite.groups)
+    assert all(min(counts[True], counts[False]) >= 5 for counts in verdicts.values()), verdicts
+    assert sum(verdicts.values(), Counter()).total() > 5000
 
 
 def slow_f1(pairs: list[tuple[list[Any], list[Any]]]) -> float:
@@ -224,6 +253,30 @@ def test_groups_have_their_own_figures_and_bfcl_its_sums() -> None:
     for group, figures in headline_groups("bfcl-ast", right, names, parameters, groups, weights).items():
         one = [headline_groups("bfcl-ast", *found, row)[group] for row in weights]
         assert figures == pytest.approx(np.array(one))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sums_are_those_of_the_leaderboard(seed: int) -> None:
+    (helper,) = official("eval_checker.eval_runner_helper")
+    found = verdicts(200, seed)
+    rows = drawn(found, np.ones(200))
+
+    def counted(category: str) -> dict[str, Any]:
+        own = [float(row[0]) for row in rows if row[3] == category]
+        return {"accuracy": sum(own) / len(own), "total_count": len(own), "display_accuracy": sum(own) / len(own)}
+
+    def unweighted(parts: list[dict[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = helper.calculate_unweighted_accuracy(parts)
+        return result
+
+    simple = unweighted([counted(f"simple_{language}") for language in ("python", "java", "javascript")])
+    ast = unweighted([simple, *map(counted, ("multiple", "parallel", "parallel_multiple"))])
+    live = helper.calculate_weighted_accuracy([counted("live_simple"), counted("live_multiple")])
+    irrelevance = unweighted([counted("irrelevance"), counted("live_irrelevance")])
+    by_group = headline_groups("bfcl-ast", *found)
+    assert headline("bfcl-ast", *found) == by_group["non-live AST"] == pytest.approx(ast["accuracy"])
+    assert by_group["live AST"] == pytest.approx(live["accuracy"])
+    assert by_group["irrelevance overall"] == pytest.approx(irrelevance["accuracy"])
 
 
 def test_what_is_absent_is_left_out() -> None:

@@ -236,6 +236,16 @@ def test_several_sources_are_one_data_set(source: Path, policy: Path, tmp_path: 
     assert not (tmp_path / "twice").exists()
 
 
+@pytest.mark.parametrize("match", ["any-call", "nearly"])
+def test_questions_whose_steps_no_rule_judges_are_refused_before_they_are_asked(
+    match: str, policy: Path, tmp_path: Path
+) -> None:
+    question = Sample("x", TOOLS, [{"role": "user", "content": "?"}], [], match)
+    with pytest.raises(RequestError, match=r"no step can be judged|unknown rule 'nearly'"):
+        make([question], policy, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_search_s_candidates_are_labelled_too(source: Path, policy: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(QUICK, strategy="search", samples=3, beams=2)
     make(source, policy, tmp_path, settings=settings)

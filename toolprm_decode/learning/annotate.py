@@ -18,7 +18,7 @@ from toolprm_decode.learning.files import write_whole
 from toolprm_decode.learning.records import TABLES, DatasetWriter, LabelledAnswer
 from toolprm_decode.learning.rollouts import Rollout, RolloutSettings
 from toolprm_decode.learning.shards import make_shards, read_head, read_shard
-from toolprm_decode.questions.labels import label_steps
+from toolprm_decode.questions.labels import get_rule, label_steps
 from toolprm_decode.questions.readers import read_samples, without_gold_tool
 from toolprm_decode.questions.samples import Sample
 from toolprm_decode.tools import read_tools
@@ -107,7 +107,8 @@ def annotate(
 
     Raises:
         DataError: the source cannot be used, nothing is left of it, OUT cannot be written or was begun otherwise.
-        RequestError: a setting out of range, no model at the policy's path, or a package that is missing.
+        RequestError: a setting out of range, no model at the policy's path, a package that is missing, or questions
+            whose answers are known by no rule that judges steps.
     """
     for name, low, high, value in (("masked_copies", 0, 1000, masked_copies), ("irrelevance", 0, 1, irrelevance)):
         if isinstance(value, bool) or not low <= value <= high:
@@ -133,8 +134,11 @@ def annotate(
         why = f": {done.skipped_rows[0][0]}: {done.skipped_rows[0][1]}" if done.skipped_rows else ""
         raise DataError(f"{name} holds no question that can be used{why}")
 
+    # What follows is said here, and not after all rollouts are made.
+    for match in {question.match for question in questions}:
+        get_rule(match)
     for id, count in Counter(question.id for question in questions).items():
-        if count > 1:  # said here, and not after all rollouts are made
+        if count > 1:
             raise DataError(f"{count} questions of {name} have the id {id!r:.80}")
 
     total, rolled = len(questions) * max(1, masked_copies), 0
