@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from toolprm_decode import Decoder, ToolPRM, decode, load_demo
 from toolprm_decode.demo import held_out
-from toolprm_decode.evaluation.evaluate import evaluate
+from toolprm_decode.evaluation.evaluate import Models, evaluate
 from toolprm_decode.evaluation.strategies import read_strategies
 from toolprm_decode.evaluation.suites import load_suite
 from toolprm_decode.learning.training import KINDS
@@ -63,10 +63,9 @@ def test_held_out_questions_are_those_of_the_seed() -> None:
 def test_the_policy_is_right_about_half_of_the_time_and_the_search_more_often() -> None:
     """The figures are in the cards; here on fewer questions, far enough from the edges not to depend on them."""
     demo = load_demo()
-    samples = load_suite("built-in", limit=120).samples
-    plain = Decoder(demo.model, tokenizer=demo.tokenizer)
-    rewarded = Decoder(demo.model, demo.prm, tokenizer=demo.tokenizer)
-    outcomes = evaluate(samples, read_strategies("greedy,step-beam", demo.search), plain, rewarded)
+    suite = load_suite("built-in", limit=120)
+    models = Models(MODELS / "policy", {"toolprm": MODELS / "toolprm"})
+    outcomes = evaluate(suite, read_strategies("greedy,step-beam", demo.search, ["toolprm"]), models)
     greedy, beam = (outcome.right.mean() for outcome in outcomes)
     assert 0.35 < greedy < 0.85
     assert beam > greedy

@@ -88,7 +88,7 @@ class Stats:
     Attributes:
         policy_tokens, prm_tokens: tokens run through the policy and the reward model, of prompts and answers.
         cached_tokens, prm_cached_tokens: tokens of the two prompts that were not run, since another request had.
-        prompt_tokens: the policy's prompt.
+        prompt_tokens, prm_prompt_tokens: of the two prompts.
         forced_tokens: tokens that the grammar left no choice about.
         candidates, distinct_candidates: draws, and different ones among them.
         masks: masks computed or looked up.
@@ -102,6 +102,7 @@ class Stats:
     cached_tokens: int
     prm_cached_tokens: int
     prompt_tokens: int
+    prm_prompt_tokens: int
     forced_tokens: int
     candidates: int
     distinct_candidates: int
@@ -339,7 +340,7 @@ class Decoder:
         prepare = time.perf_counter() - started
 
         def finish(result: _core.Result, seconds: dict[str, float]) -> Decoded:
-            return _decoded(result, grammar, len(prompt), {"prepare": prepare, **seconds})
+            return _decoded(result, grammar, (len(prompt), len(reward_prompt)), {"prepare": prepare, **seconds})
 
         return Work(
             matcher=grammar.matcher().core,
@@ -476,7 +477,9 @@ def _step(scored: _core.ScoredStep) -> Step:
     return Step(step.kind, step.text, step.start, step.end, step.path, score, scored.logprob)
 
 
-def _decoded(result: _core.Result, grammar: CallGrammar, prompt_tokens: int, seconds: dict[str, float]) -> Decoded:
+def _decoded(
+    result: _core.Result, grammar: CallGrammar, prompts: tuple[int, int], seconds: dict[str, float]
+) -> Decoded:
     assert grammar.format is not None
     finished = [_answer(answer, grammar.format, grammar.tools) for answer in result.answers]
     nodes = [
@@ -497,7 +500,8 @@ def _decoded(result: _core.Result, grammar: CallGrammar, prompt_tokens: int, sec
         prm_tokens=core.reward_tokens,
         cached_tokens=core.cached_tokens,
         prm_cached_tokens=core.reward_cached_tokens,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=prompts[0],
+        prm_prompt_tokens=prompts[1],
         forced_tokens=core.forced_tokens,
         candidates=core.candidates,
         distinct_candidates=core.distinct_candidates,

@@ -217,7 +217,7 @@ def test_a_kill_leaves_no_half_record(tmp_path: Path) -> None:
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from toolprm_decode.learning.files import write_whole\n"
+        "from toolprm_decode.files import write_whole\n"
         "write_whole(Path(sys.argv[1]) / 'one', b'whole')\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), 9)\n"
         "write_whole(Path(sys.argv[1]) / 'one', b'half')\n"

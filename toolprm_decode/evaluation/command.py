@@ -1,39 +1,75 @@
-"""toolprm evaluate: how often strategies are right on a suite, and at what cost."""
+"""toolprm evaluate: how often strategies are right on a suite, at what cost, and what that says."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolprm_decode.errors import RequestError
 from toolprm_decode.models import MODELS
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from toolprm_decode.evaluation.evaluate import Models, Outcome
+    from toolprm_decode.evaluation.suites import Suite
+    from toolprm_decode.search import Search
+
+OWN_REWARDS = ("toolprm", "c-prm", "orm")  # of the package, for its policy
+_USUAL = "greedy,step-beam"
+_USUAL_REPORT = "paper,curves,grid,temperatures,aggregates"
+
 
 def add_parser(commands: Any) -> None:
     """Adds the subcommand to argparse's subparsers."""
+    from toolprm_decode.evaluation.strategies import HELP, SETS
+
     parser = commands.add_parser(
         "evaluate",
         help="measure strategies on a suite of questions",
         description="Says how often each strategy answers right, with 95 %% bootstrap intervals over the questions, "
-        "and how many tokens it runs. Without --model and --prm it measures the models of the package.",
+        "and how many tokens it runs. Without --model and --prm it measures the models of the package. "
+        "With --report it writes tables, plots, failures and search trees; a run that was interrupted goes on there.",
     )
-    parser.add_argument("--suite", default="built-in", help="built-in, built-in-values or built-in-tools")
+    parser.add_argument(
+        "--suite",
+        default="built-in",
+        help="built-in (also -values, -tools, -masked, -natural), bfcl, bfcl:CATEGORY,..., toolalpaca, seal-tools, "
+        "api-bank, or a file of your own questions (default built-in)",
+    )
+    parser.add_argument("--data", metavar="DIR", help="where the public suites' files are (default $TOOLPRM_DATA)")
     parser.add_argument(
         "--strategies",
-        default="greedy,step-beam",
         metavar="LIST",
-        help="separated by commas: greedy, sample, majority-vote:N, weighted-vote:N, best-of-n:N, logprob-best-of-n:N, "
-        "step-beam:NxM, logprob-step-beam:NxM; @W mixes the log-probability in, as in step-beam:2x8@0.5",
+        help=f"separated by commas (default {_USUAL}, with --report {_USUAL_REPORT}): {' '.join(HELP.split())}: "
+        f"{', '.join(SETS)}",
     )
     parser.add_argument("--model", metavar="PATH", help="policy (default: the one in the package)")
-    parser.add_argument("--prm", metavar="PATH", help="reward model (default: the one in the package, for its policy)")
+    parser.add_argument(
+        "--prm",
+        action="append",
+        metavar="[NAME=]PATH",
+        help="reward model, several times for several with names of their own (default: those in the package, for its "
+        f"policy: {', '.join(OWN_REWARDS)}); the first is used where a strategy names none",
+    )
     parser.add_argument("--format", default="auto", help="how the policy writes calls")
-    parser.add_argument("--limit", type=int, default=1000, metavar="N", help="questions (default 1000)")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="questions (default 1000 of the built-in world, else all)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the questions and the search (default 0)")
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="K", help="runs, with searches of other seeds (default 1)"
+    )
     parser.add_argument(
         "--split",
         choices=("validation", "test"),
@@ -42,8 +78,19 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--aggregate")
-    parser.add_argument("--policy-weight", type=float, help="of step-beam, where its name gives none")
+    parser.add_argument("--policy-weight", type=float, help="of beams, where their name gives none")
+    parser.add_argument("--max-tokens", type=int, help="most tokens of an answer")
     parser.add_argument("--batch", type=int, default=32, help="questions decoded together (default 32)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="Ray actors, on one machine or many")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write a report there, or go on with it")
+    parser.add_argument(
+        "--reward-answers",
+        type=int,
+        default=8,
+        metavar="N",
+        help="answers a question that the report's table of reward models judges (default 8; 0 for no table)",
+    )
+    parser.add_argument("--trees", type=int, default=6, metavar="N", help="search trees in the report (default 6)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, one object a strategy")
     parser.set_defaults(run=run)
 
@@ -53,47 +100,49 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from toolprm_decode.decoding import Decoder
     from toolprm_decode.demo import SEARCH, one_thread
-    from toolprm_decode.engine import Engine
-    from toolprm_decode.evaluation.evaluate import evaluate
-    from toolprm_decode.evaluation.strategies import read_strategies, unrewarded
+    from toolprm_decode.evaluation.evaluate import Models, evaluate
+    from toolprm_decode.evaluation.strategies import read_strategies
     from toolprm_decode.evaluation.suites import load_suite
 
-    if options.batch < 1:
-        raise RequestError(f"--batch must be 1 or more, not {options.batch}")
-    given = {name: getattr(options, name) for name in ("temperature", "aggregate", "policy_weight")}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    search = replace(SEARCH, seed=options.seed, **chosen)
-    strategies = read_strategies(options.strategies, search)
-    samples = load_suite(options.suite, limit=options.limit, seed=options.seed, split=options.split).samples
+    for name, least in (("batch", 1), ("seeds", 1), ("workers", 0), ("reward_answers", 0), ("trees", 0)):
+        if getattr(options, name) < least:
+            raise RequestError(f"--{name.replace('_', '-')} must be {least} or more, not {getattr(options, name)}")
     if options.json is not None and not options.json.parent.is_dir():
         raise RequestError(f"{options.json.parent}: there is no such folder")
-    prm = options.prm or (MODELS / "toolprm" if options.model is None else None)
-    if prm is None and not unrewarded(strategies):
-        raise RequestError("these strategies need a reward model: pass --prm")
+    if options.report is not None:
+        _check_report()
+    given = {name: getattr(options, name) for name in ("temperature", "aggregate", "policy_weight", "max_tokens")}
+    search = replace(SEARCH, **{name: value for name, value in given.items() if value is not None})
+    rewards = _rewards(options.prm, options.model)
+    wanted = options.strategies or (_USUAL if options.report is None else _USUAL_REPORT)
+    strategies = read_strategies(wanted, search, list(rewards))
+    suite = load_suite(options.suite, data=options.data, limit=options.limit, seed=options.seed, split=options.split)
     if options.model is None:
         one_thread()
-    policy = Engine.from_pretrained(str(options.model or MODELS / "policy"))
-    plain = Decoder(policy, None, format=options.format)
-    rewarded = None if unrewarded(strategies) else Decoder(policy, prm, format=options.format)
-
+    models = Models(options.model or str(MODELS / "policy"), rewards, options.format)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks = {s.name: progress.add_task(s.name, total=len(samples)) for s in strategies}
+        seeds = range(options.seed, options.seed + options.seeds)
+        n = len(suite.samples)
+        tasks = {s.name: progress.add_task(s.name, total=n * (1 if s.chosen else len(seeds))) for s in strategies}
         outcomes = evaluate(
-            samples,
+            suite,
             strategies,
-            plain,
-            rewarded,
+            models,
+            seeds=seeds,
+            folder=options.report,
             batch=options.batch,
-            progress=lambda name, done: progress.update(tasks[name], completed=done),
+            workers=options.workers,
+            progress=lambda name, done: progress.advance(tasks[name], done),
         )
-    for outcome in outcomes:
-        for id, reason in list(outcome.refused.items())[:3]:
-            console.print(f"{outcome.strategy.name} counts {id} as wrong: {reason}", markup=False, soft_wrap=True)
-    rows = [outcome.summary(outcomes[0] if index else None) for index, outcome in enumerate(outcomes)]
-    _print(rows)
+        rows = [outcome.summary(outcomes[0] if index else None) for index, outcome in enumerate(outcomes)]
+        if options.report is not None:
+            _report(options, suite, outcomes, models, search, progress)
+    _say_what_lacks(console, suite, outcomes)
+    _print(rows, suite.headline)
+    if options.report is not None:
+        console.print(f"{options.report / 'report.html'}", markup=False, soft_wrap=True)
     if options.json is not None:
         described = {"suite": options.suite, "split": options.split, "seed": options.seed}
         text = json.dumps([described | row for row in rows], indent=2) + "\n"
@@ -103,12 +152,136 @@ def run(options: argparse.Namespace) -> None:
             raise RequestError(f"{options.json}: {error.strerror}") from error
 
 
-def _print(rows: Sequence[dict[str, Any]]) -> None:
+def _rewards(given: Sequence[str] | None, model: str | None) -> dict[str, str]:
+    """Reward models by name."""
+    if not given:
+        return {name: str(MODELS / name) for name in OWN_REWARDS} if model is None else {}
+    found: dict[str, str] = {}
+    for one in given:
+        name, equals, path = one.partition("=")
+        if not equals:
+            name, path = ("prm", one)
+        if name in found:
+            raise RequestError(f"two reward models are called {name!r}: name them, as in --prm orm=PATH")
+        if not name or not path or "/" in name:
+            raise RequestError(f"--prm {one!r:.80} is neither a path nor NAME=PATH")
+        found[name] = path
+    return found
+
+
+def _check_report() -> None:
+    """Raises RequestError where what the report is made with is missing: before the work rather than after."""
+    from toolprm_decode.evaluation.plots import lines
+
+    lines([], "", "")
+
+
+def _report(
+    options: argparse.Namespace,
+    suite: Suite,
+    outcomes: Sequence[Outcome],
+    models: Models,
+    search: Search,
+    progress: Progress,
+) -> None:
+    from toolprm_decode.evaluation.figures import make_figures, tree_pages
+    from toolprm_decode.evaluation.report import write_report
+
+    folder: Path = options.report
+    rows, bins = _reward_table(options, suite, models, search, progress) if models.rewards else ([], [])
+    about = {
+        "split": options.split,
+        "seeds": list(range(options.seed, options.seed + options.seeds)),
+        "command": " ".join(["toolprm", *map(shlex.quote, sys.argv[1:])]),
+        "versions": versions(),
+        "models": {role: _shown(model) for role, model in models.named.items()},
+        "created": datetime.now(timezone.utc).date().isoformat(),
+        "notes": _notes(suite),
+    }
+    trees = tree_pages(outcomes, models, folder, options.trees)
+    figures = make_figures(outcomes, rewards=rows, calibration=bins, about=about, trees=trees)
+    write_report(figures, folder)
+
+
+def _reward_table(
+    options: argparse.Namespace, suite: Suite, models: Models, search: Search, progress: Progress
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """How well the reward models judge the policy's own answers to the questions, and how calibrated they are."""
+    from toolprm_decode.evaluation.reward_models import calibration, collect_answers, judge_answers, reward_rows
+    from toolprm_decode.learning.rollouts import RolloutSettings
+    from toolprm_decode.rewards import ToolPRM
+
+    if not options.reward_answers:
+        return [], []
+    settings = RolloutSettings(
+        samples=options.reward_answers,
+        temperature=search.temperature,
+        max_tokens=search.max_tokens,
+        seed=options.seed,
+        batch_size=options.batch,
+        format=options.format,
+    )
+    task = progress.add_task("reward models", total=len(suite.samples))
+    answers = collect_answers(
+        suite.samples, models.decoder(None), settings, progress=lambda done, _: progress.update(task, completed=done)
+    )
+    judged = {}
+    for name, path in models.rewards.items():
+        prm = path if isinstance(path, ToolPRM) else ToolPRM.from_pretrained(path)
+        judged[name] = (prm, judge_answers(prm, answers))
+    bins = [{"model": name, "bins": calibration(found, prm.temperature)} for name, (prm, found) in judged.items()]
+    return reward_rows(judged), bins
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("toolprm_decode", "torch", "transformers", "outlines"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _shown(path: Any) -> str:
+    """A model's name in a report: those of the package without the folder that it is installed in."""
+    return f"toolprm_decode/models/{Path(path).name}" if Path(path).is_relative_to(MODELS) else str(path)
+
+
+def _notes(suite: Suite) -> list[str]:
+    """What a reader should know of the suite."""
+    found = []
+    if suite.misfits:
+        found.append(
+            f"{len(suite.misfits)} questions have a gold answer that breaks their own tool's schema; answers under the "
+            f"grammar cannot match them, and they count like any others: {', '.join(list(suite.misfits)[:20])}"
+        )
+    return found
+
+
+def _say_what_lacks(console: Console, suite: Suite, outcomes: Sequence[Outcome]) -> None:
+    """Rows that were left out, and questions that were not answered."""
+    for row in suite.skipped[:3]:
+        console.print(f"left out: {row.file}, line {row.line}: {row.reason}", markup=False, soft_wrap=True)
+    if len(suite.skipped) > 3:
+        console.print(f"left out: {len(suite.skipped) - 3} more rows")
+    told: set[str] = set()
+    for outcome in outcomes:
+        refused: Mapping[str, str] = {row["id"]: row["refused"] for row in outcome.rows[0] if row["refused"]}
+        for id, reason in list(refused.items())[:3]:
+            if id not in told:
+                console.print(f"{outcome.strategy.name} counts {id} as wrong: {reason}", markup=False, soft_wrap=True)
+            told.add(id)
+
+
+def _print(rows: Sequence[dict[str, Any]], headline: str) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
+    own = [] if headline == "accuracy" else [headline]
     table = Table(
-        Column("strategy", no_wrap=True), "right", "95 %", "against the first", "policy tokens", "reward tokens"
+        Column("strategy", no_wrap=True), "right", "95 %", *own, "against the first", "policy tokens", "reward tokens"
     )
     for row in rows:
         against = (
@@ -120,6 +293,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
             row["strategy"],
             f"{row['accuracy']:.3f}",
             f"[{row['low']:.3f}, {row['high']:.3f}]".replace("[", "\\["),
+            *[f"{row['headline']:.3f}" for _ in own],
             against.replace("[", "\\["),
             f"{row['policy_tokens']:.0f}",
             f"{row['prm_tokens']:.0f}",

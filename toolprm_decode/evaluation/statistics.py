@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+
+DRAWS = 4000
 
 
 class Interval(NamedTuple):
@@ -15,7 +18,19 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(values: np.ndarray, *, draws: int = 4000, seed: int = 0) -> Interval:
+@lru_cache(maxsize=2)
+def resamples(n: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """How often each of n prompts is drawn, drawing n with replacement: uint16 [draws, n], the same at every call."""
+    # Counts of a multinomial draw are the same as resampled indices.
+    rng, share = np.random.default_rng(seed), np.full(n, 1 / n)
+    found = np.empty((draws, n), np.uint16)
+    for row in found:
+        row[:] = rng.multinomial(n, share)
+    found.flags.writeable = False
+    return found
+
+
+def bootstrap(values: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Interval:
     """Mean of values [n] with the 2.5th and 97.5th percentiles of means over prompts drawn with replacement.
 
     The difference of two strategies on the same prompts is `bootstrap(a - b)`: it is paired, so that what makes a
@@ -24,9 +39,10 @@ def bootstrap(values: np.ndarray, *, draws: int = 4000, seed: int = 0) -> Interv
     values = np.asarray(values, np.float64)
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"))
-    # Counts of a multinomial draw are the same as resampled indices, and take no [draws, n] memory of them.
-    rng = np.random.default_rng(seed)
-    share = np.full(len(values), 1 / len(values))
-    means = np.array([rng.multinomial(len(values), share) @ values for _ in range(draws)]) / len(values)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(values.mean()), float(low), float(high))
+    return interval(float(values.mean()), resamples(len(values), draws, seed) @ values / len(values))
+
+
+def interval(figure: float, resampled: np.ndarray) -> Interval:
+    """A figure with the 2.5th and 97.5th percentiles of the same of resampled prompts [draws]; nan where one is nan."""
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Interval(figure, float(low), float(high))

@@ -3,20 +3,60 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from toolprm_decode.decoding import Answer, Decoded
 from toolprm_decode.errors import RequestError
 from toolprm_decode.search import Search
+from toolprm_decode.search.settings import AGGREGATES
 
-_NAME = re.compile(r"(?P<kind>[a-z-]+?)(?::(?P<n>\d+)(?:x(?P<m>\d+))?)?(?:@(?P<weight>\d+(?:\.\d+)?))?")
-
+# What a name may be, for messages and --help.
 HELP = """
-greedy; sample; majority-vote:N, weighted-vote:N (by reward), best-of-n:N (by reward), logprob-best-of-n:N over N
-samples; step-beam:NxM, logprob-step-beam:NxM. @W mixes the policy's log-probability in, times W: step-beam:2x8@0.5
+greedy; sample; token-beam:N; majority-vote:N, weighted-vote:N (by score), best-of-n:N (by score) and
+logprob-best-of-n:N over N samples; step-beam:NxM, logprob-step-beam:NxM, dvts:NxM (independent beams), adaptive:NxM
+(tokens only in doubt). After the name: @W mixes W times the log-probability in, +distinct draws different candidates,
++min, +last, +product or +mean aggregates the scores, +t0.8 is a temperature, +c0.9 the confidence of adaptive, and
+/NAME the reward model, as in best-of-n:16/orm. Sets: paper, grid, curves, temperatures, aggregates
 """
+
+_SIZES = (1, 2, 4, 8, 16)
+SETS: dict[str, str] = {
+    # the comparison of arXiv 2510.14703, section 5, and what it leaves out: log-probability, votes by score
+    "paper": "greedy,sample,token-beam:4,majority-vote:16,logprob-best-of-n:16,best-of-n:16/orm,weighted-vote:16/orm,"
+    "best-of-n:16/c-prm,best-of-n:16,weighted-vote:16,logprob-step-beam,step-beam/orm,step-beam/c-prm,step-beam@0,"
+    "step-beam,step-beam+distinct,dvts,adaptive",
+    "grid": ",".join(f"step-beam:{n}x{m}" for n in _SIZES for m in _SIZES),
+    "curves": ",".join(
+        f"{kind}:{n}{reward}"
+        for kind, reward in (
+            ("majority-vote", ""),
+            ("best-of-n", ""),
+            ("best-of-n", "/orm"),
+            ("weighted-vote", ""),
+            ("weighted-vote", "/orm"),
+        )
+        for n in (2, 4, 8, 16, 32)
+    ),
+    "temperatures": ",".join(f"step-beam+t{t}" for t in ("0.4", "0.7", "1.0", "1.3", "1.6")),
+    "aggregates": ",".join(f"step-beam+{aggregate}" for aggregate in AGGREGATES),
+}
+
+# What each kind runs: strategy of the search, what N and M are, whether scores are needed, votes.
+_SAMPLED = {
+    "majority-vote": (False, "plain"),
+    "weighted-vote": (True, "scored"),
+    "best-of-n": (True, None),
+    "logprob-best-of-n": (False, None),
+}
+_BEAMS = {"step-beam": True, "logprob-step-beam": False, "dvts": True, "adaptive": True}
+CONFIDENCE = 0.95  # of adaptive, where its name gives none; chosen on validation questions of the built-in world
+
+_NAME = re.compile(
+    r"(?P<kind>[a-z-]+?)(?::(?P<n>\d+)(?:x(?P<m>\d+))?)?(?:@(?P<weight>\d+(?:\.\d+)?))?"
+    r"(?P<options>(?:\+[a-z]+(?:\d+(?:\.\d+)?)?)*)(?:/(?P<reward>[\w.-]+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -25,73 +65,122 @@ class Strategy:
 
     Attributes:
         name: as it was asked for.
+        kind: the word that it begins with.
         search: what the decoder runs.
-        rewarded: a reward model scores the candidates.
+        reward: name of the reward model that scores the candidates, None for none.
         votes: the answer is the one with the largest sum of draws, "plain", or of draws times scores, "scored".
+        options: what follows the sizes of the name, to tell families of strategies apart.
     """
 
     name: str
+    kind: str
     search: Search
-    rewarded: bool
+    reward: str | None = None
     votes: str | None = None
+    options: tuple[str, ...] = field(default=(), compare=False)
 
-    def pick(self, decoded: Decoded) -> list[dict[str, Any]]:
-        """The calls of the chosen answer."""
+    @property
+    def chosen(self) -> bool:
+        """Chance has no part in it: every seed gives the same answer."""
+        return self.search.strategy in ("greedy", "token-beam") or self.search.temperature == 0
+
+    def pick(self, decoded: Decoded) -> Answer:
+        """The chosen answer."""
         if self.votes is None:
-            return decoded.calls
-        return max(decoded.finished, key=lambda answer: (self._votes(answer), answer.rank)).calls
+            return decoded
+        return max(decoded.finished, key=lambda answer: (self._votes(answer), answer.rank))
 
     def _votes(self, answer: Answer) -> float:
         return answer.multiplicity * ((answer.score or 0.0) if self.votes == "scored" else 1.0)
 
 
-def read_strategies(text: str, search: Search) -> list[Strategy]:
-    """Strategies from their names, separated by commas.
+def read_strategies(text: str, search: Search, rewards: Sequence[str] = ("prm",)) -> list[Strategy]:
+    """Strategies from their names, or names of SETS, separated by commas; each once.
 
-    search: what the names leave open: temperature, seed, aggregate, and beams, width and policy_weight of "step-beam".
-    Raises RequestError for a name that is none.
+    search: what the names leave open: temperature, seed, aggregate, and beams, width and policy_weight of the beams.
+    rewards: names of the reward models there are; the first is used where a name says none. Of a set, strategies whose
+        reward model is not there are left out.
+    Raises RequestError for a name that is none, a reward model that is not there, or sizes out of range.
     """
-    return [_read(name.strip(), search) for name in text.split(",") if name.strip()] or _refuse(text)
+    names: dict[str, None] = {}
+    for name in (name.strip() for name in text.split(",") if name.strip()):
+        if name in SETS:
+            names |= dict.fromkeys(one for one in SETS[name].split(",") if _can_run(one, rewards))
+        else:
+            names[name] = None
+    return [_read(name, search, rewards) for name in names] or _refuse(text)
+
+
+def _can_run(name: str, rewards: Sequence[str]) -> bool:
+    """Whether the reward model that a strategy of a set needs is there."""
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    kind = match["kind"]
+    rewarded = _BEAMS.get(kind, False) or (kind in _SAMPLED and _SAMPLED[kind][0])
+    return not rewarded or (match["reward"] in rewards if match["reward"] else bool(rewards))
 
 
 def _refuse(name: str) -> NoReturn:
     raise RequestError(f"unknown strategy {name!r:.60}: use {' '.join(HELP.split())}")
 
 
-def _read(name: str, search: Search) -> Strategy:
+def _read(name: str, search: Search, rewards: Sequence[str]) -> Strategy:
     match = _NAME.fullmatch(name)
     if match is None:
         _refuse(name)
     kind, n, m, weight = match["kind"], match["n"], match["m"], match["weight"]
-    if kind in ("step-beam", "logprob-step-beam"):
+    options = tuple(match["options"].split("+")[1:])
+    votes: str | None = None
+    if kind in _BEAMS:
         if (n is None) != (m is None):
             _refuse(name)
-        chosen = replace(search, strategy="step-beam")
-        if n is not None:
+        rewarded, chosen = _BEAMS[kind], replace(search, strategy="step-beam")
+        if n is not None and m is not None:
             chosen = replace(chosen, beams=int(n), width=int(m))
         if weight is not None:
             chosen = replace(chosen, policy_weight=float(weight))
-        return Strategy(name, chosen, rewarded=kind == "step-beam")
-    if m is not None:
+        if kind == "dvts":
+            chosen = replace(chosen, independent=True)
+        if kind == "adaptive":
+            chosen = replace(chosen, confidence=CONFIDENCE)
+    elif m is not None:
         _refuse(name)
-    if kind == "greedy" and n is None:
-        return Strategy(name, replace(search, strategy="greedy"), rewarded=False)
-    if kind == "sample" and n is None:
-        return Strategy(name, replace(search, strategy="sample", width=1), rewarded=False)
-    voting: Mapping[str, tuple[bool, str | None]] = {
-        "majority-vote": (False, "plain"),
-        "weighted-vote": (True, "scored"),
-        "best-of-n": (True, None),
-        "logprob-best-of-n": (False, None),
-    }
-    if kind not in voting:
+    elif kind == "token-beam":
+        rewarded, chosen = False, replace(search, strategy="token-beam", beams=int(n or search.beams))
+    elif kind in ("greedy", "sample") and n is None:
+        rewarded, chosen = False, replace(search, strategy=kind, width=1)
+    elif kind in _SAMPLED:
+        rewarded, votes = _SAMPLED[kind]
+        # A bare best-of-n is by the score alone: the search's weight is tuned for its beams.
+        chosen = replace(search, strategy="sample", width=int(n or 16), policy_weight=float(weight or 0.0))
+    else:
         _refuse(name)
-    rewarded, votes = voting[kind]
-    # A bare best-of-n is by the score alone: the search's weight is tuned for its beams.
-    own = replace(search, strategy="sample", width=int(n or 16), policy_weight=float(weight or 0.0))
-    return Strategy(name, own, rewarded, votes)
+    for option in options:
+        chosen = _with(name, kind, chosen, option)
+    if (weight is not None or match["reward"] is not None) and not rewarded:
+        raise RequestError(f"{name}: {kind} has no scores for @W or /NAME to speak of")
+    reward = (match["reward"] or next(iter(rewards), "")) if rewarded else None
+    if reward is not None and reward not in rewards:
+        known = f"the reward models here are {', '.join(rewards)}" if rewards else "pass --prm"
+        raise RequestError(f"the strategy {name!r} needs a reward model{f' {reward!r}' if reward else ''}: {known}")
+    marks = (*options, *([f"@{weight}"] if weight is not None else []))
+    return Strategy(name, kind, chosen, reward, votes, marks)
 
 
-def unrewarded(strategies: Sequence[Strategy]) -> bool:
-    """Whether none of them needs a reward model."""
-    return not any(strategy.rewarded for strategy in strategies)
+def _with(name: str, kind: str, search: Search, option: str) -> Search:
+    if option == "distinct":
+        return replace(search, distinct=True)
+    if option in AGGREGATES:
+        return replace(search, aggregate=option)
+    if option[1:].replace(".", "", 1).isdigit():
+        if option[0] == "t":
+            return replace(search, temperature=float(option[1:]))
+        if option[0] == "c" and kind == "adaptive":
+            return replace(search, confidence=float(option[1:]))
+    raise RequestError(f"{name}: unknown option +{option}; use {' '.join(HELP.split())}")
+
+
+def describe(strategy: Strategy) -> dict[str, Any]:
+    """The settings that its answers depend on, as plain JSON."""
+    search = {key: getattr(strategy.search, key) for key in Search.__dataclass_fields__ if key != "seed"}
+    return {"reward": strategy.reward, "votes": strategy.votes, **search}

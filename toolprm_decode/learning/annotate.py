@@ -13,8 +13,8 @@ from typing import Any
 
 from toolprm_decode.decoding import Decoder
 from toolprm_decode.errors import DataError, RequestError
+from toolprm_decode.files import fingerprint, write_whole
 from toolprm_decode.learning import masking
-from toolprm_decode.learning.files import write_whole
 from toolprm_decode.learning.records import TABLES, DatasetWriter, LabelledAnswer
 from toolprm_decode.learning.rollouts import Rollout, RolloutSettings
 from toolprm_decode.learning.shards import make_shards, read_head, read_shard
@@ -164,8 +164,8 @@ def annotate(
             "limit": limit,
             "masked_copies": masked_copies,
             "irrelevance": irrelevance,
-            "policy": settings.policy and _fingerprint(settings.policy),
-            "prm": settings.prm and _fingerprint(settings.prm),
+            "policy": settings.policy and fingerprint(settings.policy),
+            "prm": settings.prm and fingerprint(settings.prm),
         },
         progress=queries_done,
     )
@@ -231,25 +231,6 @@ def _queries(questions: Sequence[Sample], copies: int, seed: int) -> Iterator[Sa
             yield from (masked for masked, _ in masking.copies(question, seed, copies))
         else:
             yield question
-
-
-def _fingerprint(model: str) -> str:
-    """Tells the weights of a model folder from others, without reading all of them; a hub id stands for itself."""
-    folder = Path(os.path.expanduser(model))
-    if not folder.is_dir():
-        return model
-    digest = hashlib.sha256()
-    try:
-        for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".model")):
-            size = path.stat().st_size
-            digest.update(f"{path.name}:{size};".encode())
-            with path.open("rb") as file:
-                for start in range(0, size, max(1 << 16, size // 64)):  # training moves every weight
-                    file.seek(start)
-                    digest.update(file.read(1 << 16))
-    except OSError as error:
-        raise RequestError(f"{folder}: {error.strerror or error}") from error
-    return digest.hexdigest()[:16]
 
 
 def _clear(out: Path, labelled: dict[str, Any]) -> None:

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from toolprm_decode.errors import DataError, RequestError
+from toolprm_decode.files import write_whole
 from toolprm_decode.grammar.call_grammar import Step
-from toolprm_decode.learning.files import write_whole
 from toolprm_decode.questions.samples import Sample
 from toolprm_decode.rewards import STEP_KINDS
 

@@ -8,14 +8,16 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from toolprm_decode.decoding import Decoder
-from toolprm_decode.errors import DataError, RequestError, ToolprmError
-from toolprm_decode.learning.files import write_whole
+from toolprm_decode.errors import DataError, RequestError
+from toolprm_decode.files import write_whole
 from toolprm_decode.learning.rollouts import Rollout, RolloutSettings, roll_out
 from toolprm_decode.questions.samples import Sample
+from toolprm_decode.workers import import_ray, map_on_ray
 
 _VERSION = 1
 MANIFEST = "manifest.json"
@@ -222,66 +224,25 @@ def _here(
 def _on_ray(
     shards: Iterable[_Shard], settings: RolloutSettings, workers: int, report: Progress
 ) -> Iterator[tuple[int, str]]:
-    """The same from Ray actors. The texts come back here, so the nodes need no file system in common."""
-    import torch
-
-    ray = import_ray()
-    items = [{"index": index, "samples": _line([s.to_json() for s in samples])} for index, samples in shards]
-    if not items:
-        return
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    context = ray.data.DataContext.get_current()
-    before = context.execution_options.preserve_order, context.enable_progress_bars
-    context.execution_options.preserve_order, context.enable_progress_bars = True, False
-    try:
-        made = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _Actor,
-            fn_constructor_args=(settings, torch.get_num_threads()),
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            batch_size=1,
-            num_cpus=1,
-            num_gpus=min(1.0, ray.cluster_resources().get("GPU", 0.0) / workers),
-        )
-        for row in made.iter_rows():
-            if row["error"]:
-                raise RequestError(row["error"])
-            report(int(row["queries"]))
-            yield int(row["index"]), row["text"]
-    finally:
-        context.execution_options.preserve_order, context.enable_progress_bars = before
+    """The same from Ray actors."""
+    waiting = list(shards)
+    texts = (_line([sample.to_json() for sample in samples]) for _, samples in waiting)
+    made = map_on_ray(partial(_Worker, settings), texts, workers)
+    for (index, samples), text in zip(waiting, made, strict=True):
+        report(len(samples))
+        yield index, text
 
 
-class _Actor:
+class _Worker:
     """Rolls out one shard after the other with a decoder of its own."""
 
-    def __init__(self, settings: RolloutSettings, threads: int):
-        import torch
-
-        torch.set_num_threads(threads)  # Ray's one, where this machine has more, would add up in another order
+    def __init__(self, settings: RolloutSettings):
         self.settings = settings
-        self.decoder: Decoder | None = None
+        self.decoder = settings.decoder()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        samples = [Sample.from_json(value) for value in json.loads(batch["samples"][0])]
-        text = error = ""
-        try:
-            self.decoder = self.decoder or self.settings.decoder()
-            text = _shard_text(samples, self.decoder, self.settings, lambda queries: None)
-        except ToolprmError as refused:  # said once where the run was started, without Ray's traces around it
-            error = str(refused)
-        return {"index": batch["index"], "text": [text], "error": [error], "queries": [len(samples)]}
-
-
-def import_ray() -> Any:
-    """The ray package with ray.data. Raises RequestError where it is missing."""
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise RequestError(f"Ray is missing ({error}): pip install toolprm_decode[ray]") from error
-    return ray
+    def __call__(self, text: str) -> str:
+        samples = [Sample.from_json(value) for value in json.loads(text)]
+        return _shard_text(samples, self.decoder, self.settings, lambda queries: None)
 
 
 def _shard_text(samples: Sequence[Sample], decoder: Decoder, settings: RolloutSettings, report: Progress) -> str:

@@ -41,6 +41,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback
 from toolprm_decode.engine.engine import load_model, load_tokenizer
 from toolprm_decode.engine.support import first_line
 from toolprm_decode.errors import CheckpointError, DataError, ModelNotSupported, RequestError, TokenizerError
+from toolprm_decode.files import write_whole
 from toolprm_decode.learning.collation import (
     WEIGHTINGS,
     BatchPlan,
@@ -52,7 +53,6 @@ from toolprm_decode.learning.collation import (
     read_pieces,
     tree_mask,
 )
-from toolprm_decode.learning.files import write_whole
 from toolprm_decode.learning.judging import judged
 from toolprm_decode.learning.metrics import Judged, fit_temperature, measure
 from toolprm_decode.rewards import DEFAULT_TAGS, STEP_KINDS, ToolPRM
@@ -715,7 +715,7 @@ def _gathered(trainer: _RewardTrainer, base: PreTrainedModel, out: Path) -> PreT
         model: Any = AutoModelForCausalLM.from_pretrained(whole, dtype="auto")
         shutil.rmtree(whole)
         return model
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if hasattr(model, "merge_and_unload"):
         if trainer.args.process_index == 0:
             model.save_pretrained(str(out / "adapter"), save_embedding_layers=False)  # but the tags'

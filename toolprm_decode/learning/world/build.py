@@ -16,15 +16,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from toolprm_decode.decoding import Decoder
 from toolprm_decode.demo import SEARCH
-from toolprm_decode.engine import Engine
 from toolprm_decode.errors import DataError
-from toolprm_decode.evaluation.evaluate import Outcome, evaluate
+from toolprm_decode.evaluation.evaluate import Models, Outcome, evaluate
 from toolprm_decode.evaluation.strategies import read_strategies
 from toolprm_decode.evaluation.suites import load_suite
+from toolprm_decode.files import write_whole
 from toolprm_decode.learning.annotate import annotate
-from toolprm_decode.learning.files import write_whole
 from toolprm_decode.learning.rollouts import RolloutSettings
 from toolprm_decode.learning.training import TrainSettings, train
 from toolprm_decode.learning.world.cards import model_card
@@ -142,26 +140,21 @@ def _export(work: Path) -> None:
 
 def _figures(work: Path) -> None:
     """Measures the exported models on held-out questions: values that they never saw, and tools."""
-    policy = Engine.from_pretrained(MODELS / "policy")
-    plain = Decoder(policy)
-    for suite in SUITES:
-        path = work / f"figures-{suite}.json"
+    models = Models(MODELS / "policy", {kind: MODELS / kind for kind in KINDS})
+    for name in SUITES:
+        path = work / f"figures-{name}.json"
         if path.exists():
             continue
-        samples = load_suite(suite, limit=TESTED).samples
+        suite = load_suite(name, limit=TESTED)
         found: dict[str, Any] = {}
         greedy: Outcome | None = None  # the first strategy of the first kind
         for kind, names in STRATEGIES.items():
-            strategies = read_strategies(names.format(w=SEARCH.policy_weight), SEARCH)
-            outcomes = evaluate(samples, strategies, plain, Decoder(policy, MODELS / kind), progress=_report_suite)
+            strategies = read_strategies(names.format(w=SEARCH.policy_weight), SEARCH, [kind])
+            outcomes = evaluate(suite, strategies, models)
             greedy = greedy or outcomes[0]
             found[kind] = [outcome.summary(greedy) for outcome in outcomes]
+            print(name, kind, flush=True)
         write_whole(path, json.dumps(found, indent=2).encode())
-
-
-def _report_suite(strategy: str, done: int) -> None:
-    if done >= TESTED:
-        print(strategy, flush=True)
 
 
 def _cards(work: Path) -> None:

@@ -1,11 +1,12 @@
-"""Files that are there as a whole or not at all."""
+"""Files that are there as a whole or not at all, and what tells model folders apart."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
-from toolprm_decode.errors import DataError
+from toolprm_decode.errors import DataError, RequestError
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -35,3 +36,22 @@ def write_whole(path: Path, data: bytes) -> None:
             f"{path}: cannot be written ({error.strerror or error}); what was finished before is kept and nothing in "
             "it was lost: free space or mend the folder, and run the same command again"
         ) from error
+
+
+def fingerprint(model: str | os.PathLike[str]) -> str:
+    """Tells the weights of a model folder from others, without reading all of them; a hub id stands for itself."""
+    folder = Path(os.path.expanduser(model))
+    if not folder.is_dir():
+        return os.fspath(model)
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".model")):
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size};".encode())
+            with path.open("rb") as file:
+                for start in range(0, size, max(1 << 16, size // 64)):  # training moves every weight
+                    file.seek(start)
+                    digest.update(file.read(1 << 16))
+    except OSError as error:
+        raise RequestError(f"{folder}: {error.strerror or error}") from error
+    return digest.hexdigest()[:16]
