@@ -487,6 +487,22 @@ bool Search::Task::is_certain(const Prefix &prefix) const {
   return options().confidence > 0 && aggregate(prefix, options().aggregate) >= options().confidence;
 }
 
+// The steps that a candidate added make it no less likely to be right, but for 1 - confidence of what it was before.
+bool Search::Task::adds_no_doubt(const Row &row) const {
+  double before = 1, least = kNoScore;
+  std::size_t index = 0;
+  for (const ScoredStep *step : row.prefix.steps.since(0)) {
+    const bool added = index++ >= row.known;
+    if (std::isnan(step->score))
+      continue;
+    if (added)
+      least = std::isnan(least) ? step->score : std::min(least, step->score);
+    else
+      before = step->score;
+  }
+  return least >= options().confidence * before;
+}
+
 // Begins the next wave: twice as many draws a seat are expanded. False where it has none left.
 bool Search::Task::widen() {
   if (parked_.empty())
@@ -507,8 +523,7 @@ void Search::Task::choose() {
     const auto best = std::max_element(earlier_.begin(), earlier_.end(), [&](const Row &a, const Row &b) {
       return comparable(rank(a.prefix)) < comparable(rank(b.prefix));
     });
-    const bool certain = best != earlier_.end() && is_certain(best->prefix);
-    if (!certain) {
+    if (best == earlier_.end() || !adds_no_doubt(*best)) {
       wave_ *= 2;
       if (widen()) {
         phase = Phase::kExpanding;

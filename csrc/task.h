@@ -129,6 +129,7 @@ private:
   void prepare_scoring(Row &row) const;
   double rank(const Prefix &prefix) const;
   bool is_certain(const Prefix &prefix) const;
+  bool adds_no_doubt(const Row &row) const;
   bool widen();
   void choose();
   void select();

@@ -294,10 +294,16 @@ class Oracle:
             doubted = bool(left) or len(found) + len(fresh) > 1
             found += self.judge(fresh, doubted)
             best = max(found, key=lambda c: decimals(c.rank), default=None)
-            if not left or (best is not None and (combined(best.scores, self.search.aggregate) or 0) >= confidence):
+            if not left or (best is not None and self.adds_no_doubt(best, confidence)):
                 break
             wave *= 2
         return found
+
+    def adds_no_doubt(self, candidate: Candidate, confidence: float) -> bool:
+        known = self.depth(candidate.written.node) if self.rounds else 0
+        before = [s for s in candidate.scores[:known] if s is not None]
+        added = [s for s in candidate.scores[known:] if s is not None]
+        return bool(added) and min(added) >= confidence * (before[-1] if before else 1.0)
 
     def merge(self, drawn: Sequence[Candidate], before: Sequence[Candidate]) -> list[Candidate]:
         """Equal decisions become one candidate, spelled as most of its draws did; those of an answer count for it, and

@@ -22,22 +22,19 @@ logprob-best-of-n:N over N samples; step-beam:NxM, logprob-step-beam:NxM, dvts:N
 """
 
 _SIZES = (1, 2, 4, 8, 16)
+_VOTED = ("best-of-n", "weighted-vote")
 SETS: dict[str, str] = {
     # the comparison of arXiv 2510.14703, section 5, and what it leaves out: log-probability, votes by score
     "paper": "greedy,sample,token-beam:4,majority-vote:16,logprob-best-of-n:16,best-of-n:16/orm,weighted-vote:16/orm,"
     "best-of-n:16/c-prm,best-of-n:16,weighted-vote:16,logprob-step-beam,step-beam/orm,step-beam/c-prm,step-beam@0,"
-    "step-beam,step-beam+distinct,dvts,adaptive",
+    "step-beam,step-beam+distinct,dvts,adaptive:1x16",
     "grid": ",".join(f"step-beam:{n}x{m}" for n in _SIZES for m in _SIZES),
     "curves": ",".join(
-        f"{kind}:{n}{reward}"
-        for kind, reward in (
-            ("majority-vote", ""),
-            ("best-of-n", ""),
-            ("best-of-n", "/orm"),
-            ("weighted-vote", ""),
-            ("weighted-vote", "/orm"),
-        )
-        for n in (2, 4, 8, 16, 32)
+        [
+            *(f"majority-vote:{n}" for n in (2, 4, 8, 16, 32, 64)),
+            *(f"{kind}:{n}{reward}" for kind in _VOTED for reward in ("", "/orm") for n in (2, 4, 8, 16, 32)),
+            *(f"adaptive:1x16{confidence}" for confidence in ("+c0.5", "+c0.8", "", "+c0.97")),
+        ]
     ),
     "temperatures": ",".join(f"step-beam+t{t}" for t in ("0.4", "0.7", "1.0", "1.3", "1.6")),
     "aggregates": ",".join(f"step-beam+{aggregate}" for aggregate in AGGREGATES),
@@ -51,7 +48,7 @@ _SAMPLED = {
     "logprob-best-of-n": (False, None),
 }
 _BEAMS = {"step-beam": True, "logprob-step-beam": False, "dvts": True, "adaptive": True}
-CONFIDENCE = 0.95  # of adaptive, where its name gives none; chosen on validation questions of the built-in world
+CONFIDENCE = 0.9  # of adaptive, where its name gives none; chosen on validation questions of the built-in world
 
 _NAME = re.compile(
     r"(?P<kind>[a-z-]+?)(?::(?P<n>\d+)(?:x(?P<m>\d+))?)?(?:@(?P<weight>\d+(?:\.\d+)?))?"

@@ -46,9 +46,10 @@ class Search:
             step (the diverse verifier tree search of Beeching et al. 2024, "Scaling test-time compute with open
             models"), instead of the best of all.
         confidence: of "step-beam", which then spends tokens only in doubt: of a beam's continuations the first is
-            written out, then the first two, four, and so on up to `width`, until the best candidate's score reaches
-            this; a candidate that does goes on alone. Steps that nobody doubted, since all draws agree, have no score.
-            Needs a reward whose scores are calibrated. None to write out and score all.
+            written out, then the first two, four, and so on up to `width`, until the new step of the best candidate
+            scores no less than this times the step before it: it adds no doubt. A candidate whose aggregate reaches it
+            goes on alone. Steps that all draws agree on are not scored while there is nothing to choose. Needs a
+            reward whose scores are calibrated. None to write out and score all.
         seed: of the random numbers; the same seed gives the same answer, whatever ran before or beside, as far as the
             rounding of the models' float arithmetic goes.
         max_tokens: most tokens of an answer. What would be longer is closed the shortest legal way.
