@@ -240,6 +240,16 @@ def newest(out: Path) -> Path:
     return max((out / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
 
 
+def test_mixed_precision_gives_a_model_that_runs(tmp_path: Path) -> None:
+    base, data = save_base(tmp_path / "base"), write_dataset(tmp_path / "data")
+    result = train(base, data, tmp_path / "out", settings=replace(QUICK, bf16=True, max_steps=3), progress=False)
+    prm = ToolPRM.from_pretrained(result.path, device="cpu")
+    assert prm.engine.model.dtype == torch.float32
+    row = rows(1, 2)[0]
+    scores = prm.score(prompt_of(prm, row), [(step["kind"], step["text"]) for step in row["steps"]])
+    assert all(0 < score < 1 for score in scores)
+
+
 @pytest.mark.parametrize("tie", [True, False])
 def test_adapters_are_merged_and_kept(tie: bool, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
