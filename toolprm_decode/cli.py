@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from toolprm_decode.benchmark import command as benchmark_command
 from toolprm_decode.errors import RequestError, ToolprmError
 from toolprm_decode.evaluation import command as evaluate_command
+from toolprm_decode.files import read_json
 from toolprm_decode.learning import annotate_command, train_command
 
 
@@ -112,7 +113,7 @@ def _decode(options: argparse.Namespace) -> None:
         allow_no_call=not options.require_call,
     )
     get_format(options.format)
-    tools = read_tools(_read_json(options.tools))
+    tools = read_tools(read_json(options.tools))
     request = _read_stdin() if options.request == "-" else options.request
     _silence()
     from toolprm_decode.decoding import Decoder
@@ -134,17 +135,6 @@ def _silence() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not UTF-8 text ({error})") from error
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: not JSON ({error})") from error
 
 
 def _read_stdin() -> str:

@@ -1,10 +1,14 @@
-"""Files that are there as a whole or not at all, and what tells model folders apart."""
+"""Files: JSON in and out, written as a whole or not at all, and what tells model folders apart."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from toolprm_decode.errors import DataError, RequestError
 
@@ -36,6 +40,43 @@ def write_whole(path: Path, data: bytes) -> None:
             f"{path}: cannot be written ({error.strerror or error}); what was finished before is kept and nothing in "
             "it was lost: free space or mend the folder, and run the same command again"
         ) from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises RequestError, in one line that names the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not UTF-8 text ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path}: not JSON ({error})") from error
+
+
+def check_place(path: Path | None) -> None:
+    """Raises RequestError where the folder of a file that is to be written later is not there."""
+    if path is not None and not path.parent.is_dir():
+        raise RequestError(f"{path.parent}: there is no such folder")
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path | None, value: Any) -> None:
+    """Writes a value as indented JSON, with null for NaN; None is nowhere. Raises RequestError that names the file."""
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(finite(value), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}") from error
 
 
 def fingerprint(model: str | os.PathLike[str]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from toolprm_decode.errors import RequestError
+from toolprm_decode.files import check_place, read_json, write_json
 
 
 def add_parser(commands: Any) -> None:
@@ -83,8 +83,7 @@ def run_forks(options: argparse.Namespace) -> None:
             raise RequestError(f"--{name.replace('_', '-')} must be 1 or more, not {value}")
     if (options.tools is None) != (options.request is None):
         raise RequestError("--tools and --request go together: give both or none")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise RequestError(f"{options.json.parent}: there is no such folder")
+    check_place(options.json)
     search = Search(beams=options.beams, width=options.width, seed=options.seed)  # refuses what cannot be
     tools, requests = (QUICK_TOOLS if options.quick else TOOLS), REQUESTS
     if options.tools is not None:
@@ -132,11 +131,7 @@ def run_forks(options: argparse.Namespace) -> None:
         if cores:
             os.sched_setaffinity(0, cores)
     print_forks(record)
-    if options.json is not None:
-        try:
-            options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise RequestError(f"{options.json}: {error.strerror}") from error
+    write_json(options.json, record)
 
 
 def _cores() -> set[int]:
@@ -153,12 +148,7 @@ def _dtype(name: str) -> str:
 
 
 def _read_tools(path: Path) -> list[Any]:
-    try:
-        tools = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: not JSON ({error})") from error
+    tools = read_json(path)
     if not isinstance(tools, list) or not tools:
         raise RequestError(f"{path}: not a JSON list of tools")
     return tools

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import shlex
 import sys
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolprm_decode.errors import RequestError
+from toolprm_decode.evaluation.help import STRATEGIES
+from toolprm_decode.files import check_place, write_json
 from toolprm_decode.models import MODELS
 
 if TYPE_CHECKING:
@@ -32,12 +33,10 @@ _USUAL_REPORT = "paper,curves,grid,temperatures,aggregates"
 
 def add_parser(commands: Any) -> None:
     """Adds the subcommand to argparse's subparsers."""
-    from toolprm_decode.evaluation.strategies import HELP, SETS
-
     parser = commands.add_parser(
         "evaluate",
         help="measure strategies on a suite of questions",
-        description="Says how often each strategy answers right, with 95 %% bootstrap intervals over the questions, "
+        description="Says how often each strategy answers right, with 95 % bootstrap intervals over the questions, "
         "and how many tokens it runs. Without --model and --prm it measures the models of the package. "
         "With --report it writes tables, plots, failures and search trees; a run that was interrupted goes on there.",
     )
@@ -51,8 +50,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--strategies",
         metavar="LIST",
-        help=f"separated by commas (default {_USUAL}, with --report {_USUAL_REPORT}): {' '.join(HELP.split())}: "
-        f"{', '.join(SETS)}",
+        help=f"separated by commas (default {_USUAL}, with --report {_USUAL_REPORT}): {STRATEGIES}",
     )
     parser.add_argument("--model", metavar="PATH", help="policy (default: the one in the package)")
     parser.add_argument(
@@ -104,16 +102,17 @@ def run(options: argparse.Namespace) -> None:
     from toolprm_decode.evaluation.evaluate import Models, evaluate
     from toolprm_decode.evaluation.strategies import read_strategies
     from toolprm_decode.evaluation.suites import load_suite
+    from toolprm_decode.search import Search
 
     for name, least in (("batch", 1), ("seeds", 1), ("workers", 0), ("reward_answers", 0), ("trees", 0)):
         if getattr(options, name) < least:
             raise RequestError(f"--{name.replace('_', '-')} must be {least} or more, not {getattr(options, name)}")
-    if options.json is not None and not options.json.parent.is_dir():
-        raise RequestError(f"{options.json.parent}: there is no such folder")
+    check_place(options.json)
     if options.report is not None:
         _check_report()
     given = {name: getattr(options, name) for name in ("temperature", "aggregate", "policy_weight", "max_tokens")}
-    search = replace(SEARCH, **{name: value for name, value in given.items() if value is not None})
+    usual = SEARCH if options.model is None else Search()
+    search = replace(usual, **{name: value for name, value in given.items() if value is not None})
     rewards = _rewards(options.prm, options.model)
     wanted = options.strategies or (_USUAL if options.report is None else _USUAL_REPORT)
     strategies = read_strategies(wanted, search, list(rewards))
@@ -143,13 +142,8 @@ def run(options: argparse.Namespace) -> None:
     _print(rows, suite.headline)
     if options.report is not None:
         console.print(f"{options.report / 'report.html'}", markup=False, soft_wrap=True)
-    if options.json is not None:
-        described = {"suite": options.suite, "split": options.split, "seed": options.seed}
-        text = json.dumps([described | row for row in rows], indent=2) + "\n"
-        try:
-            options.json.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise RequestError(f"{options.json}: {error.strerror}") from error
+    described = {"suite": options.suite, "split": options.split, "seed": options.seed}
+    write_json(options.json, [described | row for row in rows])
 
 
 def _rewards(given: Sequence[str] | None, model: str | None) -> dict[str, str]:

@@ -26,6 +26,7 @@ from toolprm_decode.evaluation.document import (
     Table,
 )
 from toolprm_decode.evaluation.plots import Point, Series
+from toolprm_decode.files import finite
 
 _DASH = "–"
 _HEADLINES = {"accuracy": "accuracy", "bfcl-ast": "BFCL AST accuracy", "f1": "F1"}
@@ -65,11 +66,13 @@ def write_report(figures: Mapping[str, Any], folder: Path) -> None:
         if name not in figures:
             raise RequestError(f"the figures of a report need {name!r}")
     document = _document(figures)
-    text = json.dumps(_finite(figures), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(finite(figures), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     files = {"report.html": document.html(), "report.md": document.markdown(), "figures.json": text}
     files |= {f"plots/{plot.name}.svg": plot.svg for plot in document.plots()}
     try:
         (folder / "plots").mkdir(parents=True, exist_ok=True)
+        for stale in (folder / "plots").glob("*.svg"):  # of an earlier report with more in it
+            stale.unlink()
         for name, content in files.items():
             (folder / name).write_text(content, encoding="utf-8", errors="replace", newline="\n")
     except OSError as error:
@@ -451,15 +454,6 @@ def _method(figures: Mapping[str, Any]) -> list[Block]:
 
 def _list(figures: Mapping[str, Any], key: str) -> Sequence[Any]:
     return figures.get(key) or []
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _headline(figures: Mapping[str, Any]) -> str:

@@ -9,17 +9,9 @@ from typing import Any, NoReturn
 
 from toolprm_decode.decoding import Answer, Decoded
 from toolprm_decode.errors import RequestError
+from toolprm_decode.evaluation.help import STRATEGIES
 from toolprm_decode.search import Search
 from toolprm_decode.search.settings import AGGREGATES
-
-# What a name may be, for messages and --help.
-HELP = """
-greedy; sample; token-beam:N; majority-vote:N, weighted-vote:N (by score), best-of-n:N (by score) and
-logprob-best-of-n:N over N samples; step-beam:NxM, logprob-step-beam:NxM, dvts:NxM (independent beams), adaptive:NxM
-(tokens only in doubt). After the name: @W mixes W times the log-probability in, +distinct draws different candidates,
-+min, +last, +product or +mean aggregates the scores, +t0.8 is a temperature, +c0.9 the confidence of adaptive, and
-/NAME the reward model, as in best-of-n:16/orm. Sets: paper, grid, curves, temperatures, aggregates
-"""
 
 _SIZES = (1, 2, 4, 8, 16)
 _VOTED = ("best-of-n", "weighted-vote")
@@ -118,7 +110,7 @@ def _can_run(name: str, rewards: Sequence[str]) -> bool:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise RequestError(f"unknown strategy {name!r:.60}: use {' '.join(HELP.split())}")
+    raise RequestError(f"unknown strategy {name!r:.60}: use {STRATEGIES}")
 
 
 def _read(name: str, search: Search, rewards: Sequence[str]) -> Strategy:
@@ -174,7 +166,7 @@ def _with(name: str, kind: str, search: Search, option: str) -> Search:
             return replace(search, temperature=float(option[1:]))
         if option[0] == "c" and kind == "adaptive":
             return replace(search, confidence=float(option[1:]))
-    raise RequestError(f"{name}: unknown option +{option}; use {' '.join(HELP.split())}")
+    raise RequestError(f"{name}: unknown option +{option}; use {STRATEGIES}")
 
 
 def describe(strategy: Strategy) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from toolprm_decode.errors import RequestError
+from toolprm_decode.files import read_json
 from toolprm_decode.models import MODELS
 
 
@@ -114,12 +114,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _read_arguments(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise RequestError(f"{path}: not JSON ({error})") from error
+    value = read_json(path)
     if not isinstance(value, dict):
         raise RequestError(f"{path}: not a JSON object")
     return value
