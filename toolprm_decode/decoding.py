@@ -26,8 +26,8 @@ from toolprm_decode.grammar.vocabulary import load_tokenizer
 from toolprm_decode.prompting import render, to_messages
 from toolprm_decode.rewards import STEP_KINDS, ToolPRM
 from toolprm_decode.search import Search, SearchTree
+from toolprm_decode.search.node import Node
 from toolprm_decode.search.scheduler import LATE, Pending, Scheduler, Work
-from toolprm_decode.search.tree import Node
 from toolprm_decode.tools import Tool, read_tools
 
 # A callable reward: (the prompt's text, the steps up to and with the one to score) -> a score in [0, 1].

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from toolprm_decode import Answer, Decoded, Decoder, Engine, Request, Search, Step
-from toolprm_decode.search.tree import Node
+from toolprm_decode.search.node import Node
 
 from .models import SWAP, SWITCH, held, judge, partial_reward, policy, reward, tokenizer
 from .oracle import Found, Oracle

@@ -13,7 +13,7 @@ import pytest
 
 from toolprm_decode import Decoder, Search, SearchTree, Step
 from toolprm_decode.errors import RequestError
-from toolprm_decode.search.tree import Node
+from toolprm_decode.search.node import Node
 
 from .models import SWAP, SWITCH, policy, reward, tokenizer
 

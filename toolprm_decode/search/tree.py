@@ -6,7 +6,6 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,30 +13,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from toolprm_decode.errors import RequestError
-from toolprm_decode.grammar.call_grammar import Step
+from toolprm_decode.search.node import Node
 from toolprm_decode.search.tree_page import TreePage
-
-
-@dataclass(frozen=True)
-class Node:
-    """A distinct candidate.
-
-    Attributes:
-        parent: index of the candidate it continues, None at the start.
-        steps: the steps that it added.
-        rank: what it was ranked by.
-        multiplicity: how many draws ended here.
-        kept: it was among the best and went on, or became an answer.
-        finished: it is a whole answer. closed: max_tokens ended it.
-    """
-
-    parent: int | None
-    steps: tuple[Step, ...]
-    rank: float
-    multiplicity: int
-    kept: bool
-    finished: bool
-    closed: bool
 
 
 class SearchTree:

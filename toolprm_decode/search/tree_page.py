@@ -12,7 +12,7 @@ from toolprm_decode.pages import html_page
 
 if TYPE_CHECKING:
     from toolprm_decode.grammar.call_grammar import Step
-    from toolprm_decode.search.tree import Node
+    from toolprm_decode.search.node import Node
 
 # Candidates this many levels down begin a section of their own: browsers stop nesting at some 500 elements, and a
 # narrow screen runs out of width much sooner.
