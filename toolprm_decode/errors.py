@@ -47,6 +47,10 @@ class BudgetExceeded(ToolprmError, RuntimeError):
     """A limit was reached: compile states, max_tokens, or KV memory."""
 
 
+class MemoryExceeded(BudgetExceeded):
+    """A request does not fit into kv_memory, even alone."""
+
+
 class DeadlineExceeded(ToolprmError, TimeoutError):
     """A request was not answered in the time that it was given."""
 

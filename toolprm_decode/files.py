@@ -58,6 +58,8 @@ def check_place(path: Path | None) -> None:
     """Raises RequestError where the folder of a file that is to be written later is not there."""
     if path is not None and not path.parent.is_dir():
         raise RequestError(f"{path.parent}: there is no such folder")
+    if path is not None and path.is_dir():
+        raise RequestError(f"{path} is a folder, not a file")
 
 
 def finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import pytest
 
 from toolprm_decode import Search, ToolPRM
 from toolprm_decode.cli import main
-from toolprm_decode.decoding import Request
+from toolprm_decode.decoding import Answer, Request
 from toolprm_decode.errors import DataError, RequestError, ToolprmError
 from toolprm_decode.evaluation.evaluate import MANIFEST, Models, evaluate, own_search
-from toolprm_decode.evaluation.statistics import bootstrap
+from toolprm_decode.evaluation.statistics import bootstrap, interval
 from toolprm_decode.evaluation.strategies import SETS, read_strategies
 from toolprm_decode.evaluation.suites import load_suite
 from toolprm_decode.learning.world.pretraining import Pretraining, build_model
@@ -45,6 +46,11 @@ def models(folder: Path) -> Models:
 
 
 class TestBootstrap:
+    def test_draws_without_a_number_are_left_out(self) -> None:
+        found = interval(0.5, np.array([np.nan, 0.0, 1.0, np.nan]))
+        assert found == (0.5, 0.025, 0.975)
+        assert np.isnan(interval(np.nan, np.array([np.nan]))).all()
+
     def test_bounds_are_those_of_all_resamples(self) -> None:
         values = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
         means = [np.mean(draw) for draw in itertools.product(values, repeat=5)]
@@ -103,7 +109,14 @@ class TestNames:
         [
             *("", "beam", "greedy:3", "step-beam:4", "best-of-n:4x2", "sample:2", "best-of-n:0", "step-beam:2x8@-1"),
             *("greedy@0.5", "sample/prm", "step-beam/orm", "step-beam+wide", "step-beam+t", "step-beam+c0.9"),
-            *("adaptive+c1.5", "adaptive+distinct", "dvts+distinct", "token-beam:2x2", "step-beam+t0+distinct"),
+            *(
+                "weighted-vote:4@0.5",
+                "adaptive+c1.5",
+                "adaptive+distinct",
+                "dvts+distinct",
+                "token-beam:2x2",
+                "step-beam+t0+distinct",
+            ),
         ],
     )
     def test_others_are_refused(self, name: str) -> None:
@@ -149,6 +162,23 @@ class TestEvaluate:
         calls = [[row["calls"] for row in rows] for rows in sample.rows]
         assert calls[0] != calls[1] != calls[2]
         assert sample.right.tolist() == np.mean([[row["right"] for row in rows] for rows in sample.rows], 0).tolist()
+
+    def test_every_question_has_a_seed_of_its_own(self) -> None:
+        (strategy,) = read_strategies("sample", SEARCH)
+        one, other = load_suite("built-in", limit=2).samples
+        seeds = {own_search(strategy, seed, sample).seed for seed in (0, 1) for sample in (one, other)}
+        assert len(seeds) == 4
+        assert own_search(strategy, 0, replace(one, id="\ud800")).seed not in seeds
+
+    def test_votes_weigh_draws_by_scores(self) -> None:
+        def answer(score: float, multiplicity: int, rank: float) -> Answer:
+            return Answer([], "", [], [], score, 0.0, rank, multiplicity, False)
+
+        plain, scored, best = read_strategies("majority-vote:9,weighted-vote:9,best-of-n:9", SEARCH)
+        rare, common, tied = answer(0.9, 2, 3.0), answer(0.2, 5, 1.0), answer(0.2, 5, 2.0)
+        decoded: Any = SimpleNamespace(finished=[rare, tied, common])
+        assert plain.pick(decoded) is tied and scored.pick(decoded) is rare
+        assert best.pick(decoded) is decoded  # whose first answer ranks best
 
     def test_votes_go_to_the_answer_drawn_most_often(self, models: Models) -> None:
         (plain,) = read_strategies("majority-vote:24", SEARCH)
@@ -228,11 +258,25 @@ class TestFolder:
             suite = load_suite("built-in", limit=limit)
             with pytest.raises(DataError, match=said):
                 evaluate(suite, strategies, models, folder=tmp_path / "out", batch=4)
+        suite = load_suite("built-in", limit=10)
+        for more, said in ((Models(models.policy, format="hermes"), "format"), (models, "batch")):
+            with pytest.raises(DataError, match=f"begun with {said}"):
+                evaluate(suite, plain, more, folder=tmp_path / "out", batch=4 if said == "format" else 5)
         (tmp_path / "out" / MANIFEST).write_text("[]")
         with pytest.raises(DataError, match="not the record of a run"):
             self.run(models, tmp_path / "out", names="greedy")
 
-    @pytest.mark.parametrize("more", [{"batch": 0}, {"workers": -1}, {"seeds": ()}])
+    def test_names_that_look_alike_have_files_of_their_own(self, models: Models, tmp_path: Path) -> None:
+        self.run(models, tmp_path / "out", names="best-of-n:2,best-of-n@2")
+        assert len(list((tmp_path / "out" / "runs").iterdir())) == 4
+
+    def test_a_model_that_is_not_there_claims_nothing(self, models: Models, tmp_path: Path) -> None:
+        wrong = Models(models.policy, {"prm": str(tmp_path / "nothing")})
+        with pytest.raises(RequestError, match="there is no such folder"):
+            self.run(wrong, tmp_path / "out")
+        self.run(models, tmp_path / "out", names="greedy")
+
+    @pytest.mark.parametrize("more", [{"batch": 0}, {"workers": -1}, {"seeds": ()}, {"seeds": (1, 1)}])
     def test_numbers_out_of_range_are_refused(self, models: Models, more: dict[str, Any]) -> None:
         with pytest.raises(ToolprmError):
             evaluate(load_suite("built-in", limit=1), read_strategies("greedy", SEARCH), models, **more)
@@ -290,6 +334,9 @@ class TestCommand:
             ["--model", "/no/such/model", "--strategies", "step-beam"],
             ["--prm", "a=x", "--prm", "a=y"],
             ["--prm", "=x"],
+            ["--prm", "policy=x"],
+            ["--prm", "a b=x"],
+            ["--json", "/tmp"],
             ["--report", "/proc/no-such-folder", "--strategies", "greedy", "--limit", "1"],
         ],
         ids=lambda options: " ".join(options[:2]),

@@ -65,8 +65,8 @@ def read(folder: Path) -> tuple[str, str]:
 
 
 SHARES = {"accuracy", "low", "high", "headline", "headline_low", "headline_high", "any_right", "trajectory_accuracy"}
-SHARES |= {"wrong_recall", "right"}
-DIGITS = {"loss": 4, "auc": 3, "ece": 3, "score": 3, "logprob": 2}
+SHARES |= {"wrong", "wrong_recall", "right"}
+DIGITS = {"loss": 4, "auc": 4, "ece": 3, "score": 3, "logprob": 2}
 
 
 def said(value: Any, key: str = "", signed: bool = False) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolprm_decode.errors import RequestError
+from toolprm_decode.errors import BudgetExceeded, DataError, RequestError
 from toolprm_decode.evaluation.help import STRATEGIES
 from toolprm_decode.files import check_place, write_json
 from toolprm_decode.models import MODELS
@@ -157,8 +158,8 @@ def _rewards(given: Sequence[str] | None, model: str | None) -> dict[str, str]:
             name, path = ("prm", one)
         if name in found:
             raise RequestError(f"two reward models are called {name!r}: name them, as in --prm orm=PATH")
-        if not name or not path or "/" in name:
-            raise RequestError(f"--prm {one!r:.80} is neither a path nor NAME=PATH")
+        if name == "policy" or not re.fullmatch(r"[\w.-]+", name) or not path:
+            raise RequestError(f"--prm {one!r:.80} is neither a path nor NAME=PATH (a name of letters, not policy)")
         found[name] = path
     return found
 
@@ -182,7 +183,13 @@ def _report(
     from toolprm_decode.evaluation.report import write_report
 
     folder: Path = options.report
-    rows, bins = _reward_table(options, suite, models, search, progress) if models.rewards else ([], [])
+    notes = _notes(suite, outcomes)
+    rows: list[dict[str, Any]] = []
+    bins: list[dict[str, Any]] = []
+    try:
+        rows, bins = _reward_table(options, suite, models, search, progress) if models.rewards else ([], [])
+    except (DataError, BudgetExceeded) as error:  # what was measured until here is not lost by it
+        notes.append(f"The reward models are not compared: {error}")
     about = {
         "split": options.split,
         "seeds": list(range(options.seed, options.seed + options.seeds)),
@@ -190,7 +197,7 @@ def _report(
         "versions": versions(),
         "models": {role: _shown(model) for role, model in models.named.items()},
         "created": datetime.now(timezone.utc).date().isoformat(),
-        "notes": _notes(suite),
+        "notes": notes,
     }
     trees = tree_pages(outcomes, models, folder, options.trees)
     figures = make_figures(outcomes, rewards=rows, calibration=bins, about=about, trees=trees)
@@ -243,13 +250,19 @@ def _shown(path: Any) -> str:
     return f"toolprm_decode/models/{Path(path).name}" if Path(path).is_relative_to(MODELS) else str(path)
 
 
-def _notes(suite: Suite) -> list[str]:
+def _notes(suite: Suite, outcomes: Sequence[Outcome]) -> list[str]:
     """What a reader should know of the suite."""
     found = []
     if suite.misfits:
         found.append(
             f"{len(suite.misfits)} questions have a gold answer that breaks their own tool's schema; answers under the "
             f"grammar cannot match them, and they count like any others: {', '.join(list(suite.misfits)[:20])}"
+        )
+    read_again = [o.strategy.name for o in outcomes if o.values("preemptions").any()]
+    if read_again:
+        found.append(
+            f"Memory was short: {', '.join(read_again)} read some tokens twice, and their budgets hold them; a smaller "
+            "batch needs less"
         )
     return found
 

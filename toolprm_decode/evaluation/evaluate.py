@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from toolprm_decode.decoding import Decoder, Request
 from toolprm_decode.engine import Engine
-from toolprm_decode.errors import DataError, RequestError, ToolprmError
+from toolprm_decode.errors import DataError, MemoryExceeded, RequestError, ToolprmError
 from toolprm_decode.evaluation.scoring import headline, judge
 from toolprm_decode.evaluation.statistics import bootstrap, interval, resamples
 from toolprm_decode.evaluation.strategies import Strategy, describe
@@ -50,18 +51,19 @@ class Models:
     rewards: Mapping[str, Any] = field(default_factory=dict)
     format: str = "auto"
     _policy: Any = field(default=None, repr=False)
-    _decoders: dict[str | None, Decoder] = field(default_factory=dict, repr=False)
+    _decoder: tuple[str | None, Decoder] | None = field(default=None, repr=False)
 
     def decoder(self, reward: str | None) -> Decoder:
-        """A decoder under a reward model, or without one. It keeps no prompts: what was asked before must change
-        nothing, not even last digits."""
+        """A decoder under a reward model, or without one; the one before is dropped, with its memory. It keeps no
+        prompts: what was asked before must change nothing, not even last digits."""
         if self._policy is None:
             known = isinstance(self.policy, str | os.PathLike)
             self._policy = Engine.from_pretrained(os.fspath(self.policy)) if known else self.policy
-        if reward not in self._decoders:
+        if self._decoder is None or self._decoder[0] != reward:
+            self._decoder = None
             prm = None if reward is None else self.rewards[reward]
-            self._decoders[reward] = Decoder(self._policy, prm, format=self.format, prefix_memory=0)
-        return self._decoders[reward]
+            self._decoder = reward, Decoder(self._policy, prm, format=self.format, prefix_memory=0)
+        return self._decoder[1]
 
     @property
     def named(self) -> dict[str, Any]:
@@ -75,9 +77,21 @@ class Models:
                 raise RequestError(f"on Ray each worker loads its models: name the {role} by its path")
         return Models(self.policy, dict(self.rewards), self.format)
 
-    def fingerprints(self) -> dict[str, str]:
-        """What tells these models from others, by role; those that are no path are not compared."""
-        return {k: fingerprint(v) if isinstance(v, str | os.PathLike) else "in memory" for k, v in self.named.items()}
+    def fingerprints(self, roles: Sequence[str]) -> dict[str, str]:
+        """What tells these models from others, by role; those that are no path are not compared.
+
+        Raises RequestError for a path that is neither a folder nor the id of a hub.
+        """
+        found = {}
+        for role in roles:
+            model = self.named[role]
+            if not isinstance(model, str | os.PathLike):
+                found[role] = "in memory"
+                continue
+            if not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", os.fspath(model)):
+                raise RequestError(f"{model}: there is no such folder ({role})")
+            found[role] = fingerprint(model)
+        return found
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,9 @@ class Outcome:
         seeds: of the search.
         rows: by seed and question, plain dicts: "id", "right", "names" and "parameters" (counts, see scoring.Verdict),
             "calls", "score", "logprob", "policy_tokens" and "prm_tokens" (prompts included), "prompt_tokens" (of both),
-            "any_right" (of all finished answers), "closed" (cut by max_tokens), and "refused", the reason where there
-            is no answer (a prompt that is too long, say), which counts as wrong.
+            "preemptions" (how often tokens were read again, for want of memory), "any_right" (of all finished answers),
+            "closed" (cut by max_tokens), and "refused", the reason where there is no answer (a prompt that is too long,
+            say), which counts as wrong.
     """
 
     suite: Suite
@@ -188,7 +203,8 @@ def evaluate(
     report = progress or (lambda name, done: None)
     runs = _Runs(suite, strategies, seeds, batch)
     if folder is not None:
-        _claim(Path(folder), suite, models, batch)
+        roles = ["policy", *dict.fromkeys(s.reward for s in strategies if s.reward is not None)]
+        _claim(Path(folder), suite, models, models.fingerprints(roles), batch)
         for name, done in runs.load(Path(folder) / "runs"):
             report(name, done)
     waiting = list(runs.missing())
@@ -222,6 +238,11 @@ class _Worker:
         decoder = self.models.decoder(strategies[0].reward)
         requests = [Request(s.tools, s.messages, own_search(strategies[0], job["seed"], s)) for s in samples]
         answers = decode_each(decoder, requests)
+        for answer in answers:
+            if isinstance(answer, MemoryExceeded):
+                raise RequestError(
+                    f"a question does not fit into the memory that is free: {answer}; or lower the batch"
+                )
         return json.dumps([[_row(one, s, a) for s, a in zip(samples, answers, strict=True)] for one in strategies])
 
 
@@ -244,6 +265,7 @@ def _row(strategy: Strategy, sample: Sample, decoded: Any) -> dict[str, Any]:
         "policy_tokens": 0 if stats is None else stats.policy_tokens + stats.cached_tokens,
         "prm_tokens": 0 if stats is None else stats.prm_tokens + stats.prm_cached_tokens,
         "prompt_tokens": 0 if stats is None else stats.prompt_tokens + stats.prm_prompt_tokens * read_by_prm,
+        "preemptions": 0 if stats is None else stats.preemptions,
         "any_right": False if refused else any(judge(sample, a.calls).right for a in decoded.finished),
         "closed": answer is not None and answer.closed,
         "refused": " ".join(str(decoded).split()) if refused else None,
@@ -253,7 +275,8 @@ def _row(strategy: Strategy, sample: Sample, decoded: Any) -> dict[str, Any]:
 def own_search(strategy: Strategy, seed: int, sample: Sample) -> Search:
     """The search of a question, with a seed of its own: with one for all, chance would favour the same draws
     everywhere."""
-    return replace(strategy.search, seed=(seed << 32 | zlib.crc32(sample.id.encode())) % 2**64)
+    own = zlib.crc32(sample.id.encode("utf-8", "surrogatepass"))
+    return replace(strategy.search, seed=(seed << 32 | own) % 2**64)
 
 
 # -------------------------------------------------------------------- what was done already
@@ -263,8 +286,10 @@ class _Runs:
     """The answers of all strategies with all seeds, batch by batch."""
 
     def __init__(self, suite: Suite, strategies: Sequence[Strategy], seeds: Sequence[int], batch: int):
-        if not seeds:
-            raise RequestError("at least one seed is needed")
+        if not seeds or len({*seeds}) < len(seeds):
+            raise RequestError("at least one seed is needed, and none twice")
+        if len({strategy.name for strategy in strategies}) < len(strategies):
+            raise RequestError("two strategies have the same name")
         self.suite, self.strategies, self.batch = suite, strategies, batch
         self.seeds = [list(seeds[:1] if strategy.chosen else seeds) for strategy in strategies]
         self.rows: dict[tuple[int, int], list[dict[str, Any]]] = {
@@ -282,7 +307,7 @@ class _Runs:
                 raise DataError(f"{path}: was begun as {known[0]}, and now it is {head}: report to another folder")
             for found in known[1:]:
                 expected = [s.id for s in self.suite.samples[len(rows) : len(rows) + self.batch]]
-                if [row["id"] for row in found] != expected:
+                if not isinstance(found, list) or [_id(row) for row in found] != expected:
                     break  # not whole, by a fault of the disk: from here on it is done again
                 rows += found
             batches = [rows[at : at + self.batch] for at in range(0, len(rows), self.batch)]
@@ -296,7 +321,9 @@ class _Runs:
         for index, seed in self.rows:
             strategy = self.strategies[index]
             together.setdefault((strategy.search, strategy.reward, seed), []).append((index, seed))
-        for keys in together.values():
+        # One reward model after the other, since their decoders hold memory.
+        order = list(dict.fromkeys(reward for _, reward, _ in together))
+        for _, keys in sorted(together.items(), key=lambda item: order.index(item[0][1])):
             seed = keys[0][1]
             for start in range(0, n, self.batch):
                 lacking = [index for index, _ in keys if len(self.rows[index, seed]) <= start]
@@ -321,11 +348,21 @@ class _Runs:
 
     def _path(self, index: int, seed: int) -> Path:
         assert self.folder is not None
-        return self.folder / f"{re.sub(r'[^A-Za-z0-9.-]', '_', self.strategies[index].name)}.{seed}.jsonl"
+        return self.folder / f"{quote(self.strategies[index].name, safe='')}.{seed}.jsonl"
 
     def _head(self, index: int, seed: int) -> dict[str, Any]:
         strategy = self.strategies[index]
         return {"strategy": strategy.name, "seed": seed, "settings": describe(strategy)}
+
+
+_ROW = {
+    *("id", "right", "names", "parameters", "calls", "score", "logprob", "policy_tokens", "prm_tokens"),
+    *("prompt_tokens", "preemptions", "any_right", "closed", "refused"),
+}
+
+
+def _id(row: Any) -> Any:
+    return row.get("id") if isinstance(row, dict) and row.keys() == _ROW else None
 
 
 def _line(value: Any) -> bytes:
@@ -347,7 +384,7 @@ def _whole_lines(path: Path) -> Iterator[Any]:
             return
 
 
-def _claim(folder: Path, suite: Suite, models: Models, batch: int) -> None:
+def _claim(folder: Path, suite: Suite, models: Models, fingerprints: Mapping[str, str], batch: int) -> None:
     """Marks a folder as that of this run, or checks that it is."""
     text = json.dumps([sample.to_json() for sample in suite.samples], sort_keys=True)
     asked: dict[str, Any] = {
@@ -356,7 +393,7 @@ def _claim(folder: Path, suite: Suite, models: Models, batch: int) -> None:
         "questions": hashlib.sha256(text.encode()).hexdigest()[:16],
         "batch": batch,
         "format": models.format,
-        "models": models.fingerprints(),
+        "models": dict(fingerprints),
     }
     path = folder / MANIFEST
     if path.exists():
@@ -375,6 +412,13 @@ def _claim(folder: Path, suite: Suite, models: Models, batch: int) -> None:
                     "or report to another folder"
                 )
         asked["models"] = known["models"] | asked["models"]
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif _is_used(folder):
         raise DataError(f"{folder} exists and is no report: name another folder, or remove it")
     write_whole(path, (json.dumps(asked, indent=2) + "\n").encode())
+
+
+def _is_used(folder: Path) -> bool:
+    try:
+        return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from error

@@ -12,7 +12,8 @@ import numpy as np
 
 from toolprm_decode.decoding import Decoded, Request
 from toolprm_decode.evaluation.evaluate import Models, Outcome, own_search
-from toolprm_decode.evaluation.statistics import Interval, bootstrap
+from toolprm_decode.evaluation.scoring import headline_groups
+from toolprm_decode.evaluation.statistics import Interval, bootstrap, interval, resamples
 from toolprm_decode.grammar.call_grammar import CallGrammar
 from toolprm_decode.learning.rollouts import calls_so_far, decode_each
 from toolprm_decode.questions.labels import label_steps
@@ -47,7 +48,7 @@ def make_figures(
         "n": len(suite.samples),
         **(about or {}),
         "rows": [_row(outcome, outcomes[0] if index else None) for index, outcome in enumerate(outcomes)],
-        "differences": [] if subject is None else [_difference(subject, o) for o in outcomes if o is not subject],
+        "differences": [] if subject is None else [_difference(o, subject) for o in outcomes if o is not subject],
         "sweep": sweep(outcomes),
         "curves": curves(outcomes),
         "axes": axes(outcomes),
@@ -67,12 +68,16 @@ def main_strategy(outcomes: Sequence[Outcome]) -> Outcome | None:
 
 
 def _row(outcome: Outcome, against: Outcome | None) -> dict[str, Any]:
-    groups = np.array(outcome.suite.groups)
-    own = {}
-    for group in dict.fromkeys(outcome.suite.groups):
-        part = bootstrap(outcome.right[groups == group])
-        own[group] = {"n": int((groups == group).sum()), "accuracy": part.mean, "low": part.low, "high": part.high}
-    return {**outcome.summary(against), "groups": own}
+    suite = outcome.suite
+    counts = (outcome.right, outcome.values("names"), outcome.values("parameters"), suite.groups)
+    found = headline_groups(suite.headline, *counts)
+    drawn = headline_groups(suite.headline, *counts, resamples(len(suite.samples)))
+    groups = {}
+    for group, figure in found.items():
+        part = interval(figure, drawn[group])
+        n = suite.groups.count(group) or None  # of what sums groups up: nobody's
+        groups[group] = {"n": n, "accuracy": part.mean, "low": part.low, "high": part.high}
+    return {**outcome.summary(against), "groups": groups}
 
 
 def _difference(outcome: Outcome, against: Outcome) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def claims(outcomes: Sequence[Outcome], rewards: Sequence[Mapping[str, Any]] = (
     """The claims of arXiv 2510.14703 and our own, as far as these outcomes can speak to them.
 
     Each is {"claim", "holds": True, False or None where it stays open, "why": the figures}. A difference counts where
-    its paired 95 % interval excludes zero.
+    its paired 95 % interval excludes zero, on either side.
     """
     subject = main_strategy(outcomes)
     return [
@@ -211,7 +216,7 @@ def _rivals(subject: Outcome, outcomes: Sequence[Outcome]) -> Iterator[dict[str,
         yield {
             "claim": f"{own.name} under {own.reward} beats {words}"
             + ("" if kind == "greedy" else " at an equal or smaller budget"),
-            "holds": gain.low > 0 if cheap else None,
+            "holds": holds(gain) if cheap else None,
             "why": why if cheap else f"{why}: no size of it spends as much",
         }
 
@@ -247,7 +252,7 @@ def _exploring(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
     tokens = [np.mean([cells[pair[side]].tokens for pair in pairs]) for side in (0, 1)]
     yield {
         "claim": "explore more, retain less: of the same N x M, width pays more than beams",
-        "holds": gain.low > 0,
+        "holds": holds(gain),
         "why": f"{_points(gain)} for the {len(pairs)} grids with more width than beams against their mirror images, "
         f"with {tokens[0]:.0f} forward tokens a question against {tokens[1]:.0f}",
     }
@@ -263,7 +268,7 @@ def _exploring(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
             yield {
                 "claim": f"{'more width' if fixed == 0 else 'more beams'} helps "
                 + words.format(value, min(others), max(others)),
-                "holds": gain.low > 0,
+                "holds": holds(gain),
                 "why": f"{_points(gain)}, with {ends[1].tokens:.0f} forward tokens a question against "
                 f"{ends[0].tokens:.0f}",
             }
@@ -279,14 +284,22 @@ def _adaptive(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
         if outcome.strategy.kind != "adaptive":
             continue
         accuracy = float(outcome.right.mean())
+        if not best.answer_tokens:
+            continue  # nothing was answered
         share, own = outcome.tokens / best.tokens, outcome.answer_tokens / best.answer_tokens
+        gain = bootstrap(outcome.right - best.right)
         yield {
             "claim": f"{outcome.strategy.name} reaches step-beam's best accuracy at no more than half its tokens",
             "holds": accuracy >= reached.low and share <= 0.5,
             "why": f"{100 * accuracy:.1f} % against {100 * reached.mean:.1f} % [{100 * reached.low:.1f}, "
-            f"{100 * reached.high:.1f}] of {best.strategy.name}, at {100 * share:.0f} % of its forward tokens "
-            f"({100 * own:.0f} % without the prompts, which both read once)",
+            f"{100 * reached.high:.1f}] of {best.strategy.name} ({_points(gain)}), at {100 * share:.0f} % of its "
+            f"forward tokens ({100 * own:.0f} % without the prompts, which both read once)",
         }
+
+
+def holds(gain: Interval) -> bool | None:
+    """Whether a difference is above zero; None where its interval leaves that open."""
+    return True if gain.low > 0 else False if gain.high < 0 else None
 
 
 def _points(gain: Interval) -> str:
@@ -362,6 +375,8 @@ def tree_pages(outcomes: Sequence[Outcome], models: Models, folder: Path, count:
     if subject is None or count < 1:
         return []
     chosen = _telling(outcomes, subject, count)
+    for stale in (folder / "trees").glob("*.html"):
+        stale.unlink()
     pages: list[dict[str, Any]] = []
     for index, note in chosen.items():
         sample = subject.suite.samples[index]

@@ -43,7 +43,7 @@ def write_report(figures: Mapping[str, Any], folder: Path) -> None:
             suite, split, n, seeds, created, command, notes: what was measured, and how. headline: "accuracy",
                 "bfcl-ast" or "f1". models, versions: by role and by package.
             claims: [{claim, holds, why}]; holds is None where the figures do not decide.
-            rows: [{strategy, n, refused, invalid, closed, accuracy, low, high, headline, headline_low, headline_high,
+            rows: [{strategy, n, refused, closed, accuracy, low, high, headline, headline_low, headline_high,
                 any_right, policy_tokens, prm_tokens, tokens, groups: {name: {n, accuracy, low, high}}}]; tokens are
                 means a question, any_right the share of questions with a right answer among the finished ones.
             differences: [{strategy, against, difference, low, high, tokens, against_tokens}], paired over questions.
@@ -87,7 +87,7 @@ def _document(figures: Mapping[str, Any]) -> Document:
         ("Beams and width", _sweep(_list(figures.get("sweep") or {}, "cells"))),
         *((f"By {axis.get('axis', 'axis')}", _axis(axis)) for axis in _list(figures, "axes")),
         ("Reward models", _rewards(_list(figures, "rewards"), _list(figures, "calibration"))),
-        ("Groups", _groups(_list(figures, "rows"))),
+        ("Groups", _groups(figures)),
         ("Failures", _failures(_list(figures, "failures"))),
         ("Trees", _trees(_list(figures, "trees"))),
         ("Skipped questions", _skipped(_list(figures, "skipped"))),
@@ -124,7 +124,9 @@ def _lead(figures: Mapping[str, Any]) -> list[Block]:
             if difference is not None:
                 gain = [*_parts(_difference(difference)), f" over {difference.get('against')}"]
             table.append([str(row["strategy"]), _share(*_main(row)), _count(row.get("tokens")), gain])
-        blocks.append(Table(["best strategies", f"{name}, %", "tokens a question", "difference, points"], table))
+        blocks.append(
+            Table(["best strategies", f"{name}, %", "tokens a question", "accuracy difference, points"], table)
+        )
     marks = {True: Span("✓ holds", "good"), False: Span("✗ does not hold", "bad")}
     claims = _list(figures, "claims")
     blocks += [Bullets([_claim(claim, marks) for claim in claims])] if claims else []
@@ -149,7 +151,6 @@ def _strategies(figures: Mapping[str, Any]) -> list[Block]:
         "prm_tokens": ("reward tokens", _count),
         "tokens": ("tokens", _count),
         "refused": ("refused", _count),
-        "invalid": ("invalid", _count),
         "closed": ("closed", _count),
         "n": ("n", _count),
     }
@@ -166,7 +167,6 @@ def _strategies(figures: Mapping[str, Any]) -> list[Block]:
         "any_right": "a right answer found: among the finished answers of a question there was a right one",
         "tokens": "tokens: forward tokens a question, prompts included",
         "refused": "refused: could not be answered, counted as wrong",
-        "invalid": "invalid: the answer is no legal call",
         "closed": "closed: max_tokens ended the answer",
     }
     told = "; ".join([_BRACKETS, *(meaning for key, meaning in meanings.items() if key in shown)])
@@ -194,7 +194,7 @@ def _differences(differences: Sequence[Mapping[str, Any]]) -> list[Block]:
         for d in differences
     ]
     points = [_point((d.get("difference"), d.get("low"), d.get("high"))) for d in differences]
-    drawn = plots.intervals(names, points, "difference, points", zero=True)
+    drawn = plots.intervals(names, points, "accuracy difference, points", zero=True)
     return [
         Paragraph("Paired over the questions, in points. Bold: the interval excludes zero."),
         Table(["strategy", "against", "difference", "tokens", "tokens of the other"], table, words=2),
@@ -351,11 +351,11 @@ def _reward_table(rows: Sequence[Mapping[str, Any]], kinds: bool) -> Table:
     words = ["model", "judges", *(["kind"] if kinds else [])]
     numbers = {
         "steps": ("steps", _count),
-        "wrong": ("wrong", _count),
+        "wrong": ("wrong, %", _percent),
         "loss": ("loss", lambda value: _decimal(value, 4)),
         "accuracy": ("accuracy, %", _percent),
         "trajectory_accuracy": ("trajectory accuracy, %", _percent),
-        "auc": ("AUC", lambda value: _decimal(value, 3)),
+        "auc": ("AUC", lambda value: _decimal(value, 4)),
         "wrong_recall": ("wrong recall, %", _percent),
         "ece": ("ECE", lambda value: _decimal(value, 3)),
     }
@@ -367,7 +367,8 @@ def _reward_table(rows: Sequence[Mapping[str, Any]], kinds: bool) -> Table:
     return Table([*words, *(head for head, _ in shown.values())], table, words=len(words))
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
+def _groups(figures: Mapping[str, Any]) -> list[Block]:
+    rows = _list(figures, "rows")
     names = list(dict.fromkeys(name for row in rows for name in row.get("groups") or {}))
     if not names:
         return []
@@ -384,7 +385,7 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
             size = "" if one_size[name] or name not in own else f", n = {_count(own[name].get('n'))}"
             cells.append(_accuracy(own.get(name, {})) + size)
         table.append([*cells])
-    return [Paragraph("Accuracy, %, by group of questions."), Table(["strategy", *heads], table)]
+    return [Paragraph(f"{_capital(_headline(figures))}, %, by group of questions."), Table(["strategy", *heads], table)]
 
 
 def _failures(failures: Sequence[Mapping[str, Any]]) -> list[Block]:

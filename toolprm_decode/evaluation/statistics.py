@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -43,6 +44,8 @@ def bootstrap(values: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> Inter
 
 
 def interval(figure: float, resampled: np.ndarray) -> Interval:
-    """A figure with the 2.5th and 97.5th percentiles of the same of resampled prompts [draws]; nan where one is nan."""
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    """A figure with the 2.5th and 97.5th percentiles of the same of resampled prompts [draws], of those draws in which
+    it is a number; nan where there are none."""
+    defined = resampled[~np.isnan(resampled)]
+    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (math.nan, math.nan)
     return Interval(figure, float(low), float(high))

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from toolprm_decode.decoding import Answer, Decoded
 from toolprm_decode.errors import RequestError
-from toolprm_decode.evaluation.help import STRATEGIES
 from toolprm_decode.search import Search
 from toolprm_decode.search.settings import AGGREGATES
 
@@ -40,6 +39,7 @@ _SAMPLED = {
     "logprob-best-of-n": (False, None),
 }
 _BEAMS = {"step-beam": True, "logprob-step-beam": False, "dvts": True, "adaptive": True}
+KINDS = ("greedy", "sample", "token-beam", *_SAMPLED, *_BEAMS)
 CONFIDENCE = 0.9  # of adaptive, where its name gives none; chosen on validation questions of the built-in world
 
 _NAME = re.compile(
@@ -97,7 +97,14 @@ def read_strategies(text: str, search: Search, rewards: Sequence[str] = ("prm",)
             names |= dict.fromkeys(one for one in SETS[name].split(",") if _can_run(one, rewards))
         else:
             names[name] = None
-    return [_read(name, search, rewards) for name in names] or _refuse(text)
+    found = []
+    for name in names:
+        try:
+            found.append(_read(name, search, rewards))
+        except RequestError as error:
+            known = str(error)
+            raise RequestError(known if name in known else f"{name}: {known}") from error
+    return found or _refuse(text)
 
 
 def _can_run(name: str, rewards: Sequence[str]) -> bool:
@@ -110,7 +117,7 @@ def _can_run(name: str, rewards: Sequence[str]) -> bool:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise RequestError(f"unknown strategy {name!r:.60}: use {STRATEGIES}")
+    raise RequestError(f"unknown strategy {name!r:.60}: use one of {', '.join(KINDS)}, with sizes as in step-beam:2x8")
 
 
 def _read(name: str, search: Search, rewards: Sequence[str]) -> Strategy:
@@ -146,6 +153,8 @@ def _read(name: str, search: Search, rewards: Sequence[str]) -> Strategy:
         _refuse(name)
     for option in options:
         chosen = _with(name, kind, chosen, option)
+    if weight is not None and votes is not None:
+        raise RequestError(f"{name}: votes are by draws and scores, @W has no part in them")
     if (weight is not None or match["reward"] is not None) and not rewarded:
         raise RequestError(f"{name}: {kind} has no scores for @W or /NAME to speak of")
     reward = (match["reward"] or next(iter(rewards), "")) if rewarded else None
@@ -166,7 +175,10 @@ def _with(name: str, kind: str, search: Search, option: str) -> Search:
             return replace(search, temperature=float(option[1:]))
         if option[0] == "c" and kind == "adaptive":
             return replace(search, confidence=float(option[1:]))
-    raise RequestError(f"{name}: unknown option +{option}; use {STRATEGIES}")
+    raise RequestError(
+        f"{name}: unknown option +{option}: use +distinct, +{', +'.join(AGGREGATES)}, +t0.8 for a temperature, or "
+        "+c0.9 for the confidence of adaptive"
+    )
 
 
 def describe(strategy: Strategy) -> dict[str, Any]:

@@ -581,6 +581,8 @@ def _bfcl_answers(table: _Table) -> dict[str, Any]:
     for line, row in _read_json(path):
         if isinstance(row, Exception) or not isinstance(row, Mapping) or not {"id", "ground_truth"} <= row.keys():
             raise DataError(f"{path}, line {line}: {row if isinstance(row, Exception) else 'no id and ground_truth'}")
+        if not isinstance(row["id"], str):
+            raise DataError(f"{path}, line {line}: the id is no text but {row['id']!r:.80}")
         if row["id"] in found:
             raise DataError(f"{path}, line {line}: two answers have the id {row['id']!r:.80}")
         found[row["id"]] = row["ground_truth"]

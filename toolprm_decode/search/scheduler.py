@@ -18,7 +18,13 @@ import torch
 
 from toolprm_decode import _core
 from toolprm_decode.engine import Batch, Engine
-from toolprm_decode.errors import BudgetExceeded, DeadlineExceeded, ModelNotSupported, RequestError
+from toolprm_decode.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    MemoryExceeded,
+    ModelNotSupported,
+    RequestError,
+)
 from toolprm_decode.rewards import ToolPRM
 
 # Scores prefixes of answers for a request: core steps up to and with the one to score.
@@ -393,7 +399,7 @@ class Scheduler:
                 outcomes += self._end({id: cause or error})
             except _core.OutOfBlocks as error:
                 advice = "raise kv_memory, use fewer beams, a smaller width, or a shorter prompt"
-                outcomes += self._end({id: BudgetExceeded(f"{error}: {advice}")})
+                outcomes += self._end({id: MemoryExceeded(f"{error}: {advice}")})
             except _core.BudgetError as error:
                 outcomes += self._end({id: BudgetExceeded(f"{error}: use simpler tools")})
             except BaseException as error:  # its tokenizer's
