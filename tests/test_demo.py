@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,8 @@ def test_they_load_from_their_folders(tmp_path: Path) -> None:
 
 def test_the_reward_model_reads_at_most_twice_what_the_policy_does() -> None:
     demo = load_demo()
-    decoder = Decoder(demo.model, demo.prm, tokenizer=demo.tokenizer, search=demo.search, prefix_memory=0)
+    search = replace(demo.search, width=8)
+    decoder = Decoder(demo.model, demo.prm, tokenizer=demo.tokenizer, search=search, prefix_memory=0)
     engines = (decoder._policy, demo.prm.engine)
     run = [0, 0]
     for sample in held_out(0, 8):

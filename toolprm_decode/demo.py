@@ -15,7 +15,7 @@ from toolprm_decode.rewards import ToolPRM
 from toolprm_decode.search import Search
 
 # Chosen on validation questions of the built-in world.
-SEARCH = Search(beams=2, width=8, temperature=1.0, aggregate="min", policy_weight=0.15, max_tokens=160)
+SEARCH = Search(beams=2, width=16, temperature=1.0, aggregate="min", policy_weight=0.15, max_tokens=160)
 
 
 def _tool(name: str, description: str, required: str, **parameters: tuple[str, Any]) -> dict[str, Any]:

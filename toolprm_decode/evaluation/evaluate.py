@@ -136,6 +136,12 @@ class Outcome:
         counts = (self.values("names"), self.values("parameters"))
         return headline(self.suite.headline, self.right, *counts, self.suite.groups, weights)
 
+    def part(self, questions: Sequence[int]) -> Outcome:
+        """The same of some questions, by their numbers."""
+        samples, groups = self.suite.samples, self.suite.groups
+        suite = replace(self.suite, samples=[samples[i] for i in questions], groups=[groups[i] for i in questions])
+        return replace(self, suite=suite, rows=[[rows[i] for i in questions] for rows in self.rows])
+
     def summary(self, against: Outcome | None = None) -> dict[str, Any]:
         """Accuracy with its 95 % bootstrap interval over the questions, and mean tokens a question.
 

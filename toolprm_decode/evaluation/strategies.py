@@ -18,7 +18,7 @@ SETS: dict[str, str] = {
     # the comparison of arXiv 2510.14703, section 5, and what it leaves out: log-probability, votes by score
     "paper": "greedy,sample,token-beam:4,majority-vote:16,logprob-best-of-n:16,best-of-n:16/orm,weighted-vote:16/orm,"
     "best-of-n:16/c-prm,best-of-n:16,weighted-vote:16,logprob-step-beam,step-beam/orm,step-beam/c-prm,step-beam@0,"
-    "step-beam,step-beam+distinct,dvts,adaptive:1x16",
+    "step-beam,step-beam:2x4+distinct,dvts,adaptive:1x16",
     "grid": ",".join(f"step-beam:{n}x{m}" for n in _SIZES for m in _SIZES),
     "curves": ",".join(
         [

@@ -21,11 +21,11 @@ from toolprm_decode.errors import DataError
 from toolprm_decode.evaluation.evaluate import Models, Outcome, evaluate
 from toolprm_decode.evaluation.strategies import read_strategies
 from toolprm_decode.evaluation.suites import load_suite
-from toolprm_decode.files import write_whole
+from toolprm_decode.files import write_json, write_whole
 from toolprm_decode.learning.annotate import annotate
 from toolprm_decode.learning.rollouts import RolloutSettings
 from toolprm_decode.learning.training import TrainSettings, train
-from toolprm_decode.learning.world.cards import model_card
+from toolprm_decode.learning.world.cards import UNSEEN, model_card
 from toolprm_decode.learning.world.pretraining import Pretraining, pretrain
 from toolprm_decode.learning.world.world import World
 from toolprm_decode.models import MODELS
@@ -53,13 +53,12 @@ REWARD = TrainSettings(
 EPOCHS = {"toolprm": (2.0, 1.0), "c-prm": (1.0, 2.0), "orm": (1.0, 2.0)}
 SECOND = replace(REWARD, learning_rate=4e-4, seed=5)
 KINDS = tuple(EPOCHS)
-TESTED = 500  # questions of each suite
-SUITES = ("built-in-values", "built-in-tools")
+TESTED, SEEDS = 800, (0, 1, 2)  # questions, and searches
 STRATEGIES = {
-    "toolprm": "greedy,sample,majority-vote:16,logprob-best-of-n:16,best-of-n:4,best-of-n:16,best-of-n:4@{w},"
-    "best-of-n:16@{w},weighted-vote:16,logprob-step-beam:2x8,step-beam:2x8@0,step-beam:2x8@{w}",
-    "c-prm": "best-of-n:16,weighted-vote:16,step-beam:2x8@{w}",
-    "orm": "best-of-n:16,weighted-vote:16",
+    "toolprm": "greedy,sample,majority-vote:16,logprob-best-of-n:16,best-of-n:16,weighted-vote:16,logprob-step-beam,"
+    "step-beam@0,step-beam,adaptive:1x16",
+    "c-prm": "best-of-n:16/c-prm,step-beam/c-prm",
+    "orm": "best-of-n:16/orm,weighted-vote:16/orm,step-beam/orm",
 }
 MOST_BYTES = 24_000_000
 
@@ -141,25 +140,24 @@ def _export(work: Path) -> None:
 def _figures(work: Path) -> None:
     """Measures the exported models on held-out questions: values that they never saw, and tools."""
     models = Models(MODELS / "policy", {kind: MODELS / kind for kind in KINDS})
-    for name in SUITES:
-        path = work / f"figures-{name}.json"
-        if path.exists():
-            continue
-        suite = load_suite(name, limit=TESTED)
-        found: dict[str, Any] = {}
+    suite = load_suite("built-in", limit=TESTED)
+    found: dict[str, dict[str, Any]] = {}
+    for words in UNSEEN:
+        chosen = [i for i, group in enumerate(suite.groups) if group.startswith(words)]
         greedy: Outcome | None = None  # the first strategy of the first kind
         for kind, names in STRATEGIES.items():
-            strategies = read_strategies(names.format(w=SEARCH.policy_weight), SEARCH, [kind])
-            outcomes = evaluate(suite, strategies, models)
-            greedy = greedy or outcomes[0]
-            found[kind] = [outcome.summary(greedy) for outcome in outcomes]
-            print(name, kind, flush=True)
-        write_whole(path, json.dumps(found, indent=2).encode())
+            strategies = read_strategies(names, SEARCH, KINDS)
+            outcomes = evaluate(suite, strategies, models, seeds=SEEDS, folder=work / "figures")
+            parts = [outcome.part(chosen) for outcome in outcomes]
+            greedy = greedy or parts[0]
+            found.setdefault(words, {})[kind] = [part.summary(greedy) for part in parts]
+            print(words, kind, flush=True)
+    write_json(work / "figures.json", found)
 
 
 def _cards(work: Path) -> None:
     """Writes the model cards of the package from what was recorded."""
-    figures = {suite: json.loads((work / f"figures-{suite}.json").read_text(encoding="utf-8")) for suite in SUITES}
+    figures = json.loads((work / "figures.json").read_text(encoding="utf-8"))
     for name in ("policy", *KINDS):
         write_whole(MODELS / name / "README.md", model_card(name, work, figures).encode())
 

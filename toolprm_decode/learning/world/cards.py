@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# By suite and kind of reward model, a row a strategy.
+# By what is new in the questions and kind of reward model, a row a strategy.
 Figures = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 
-_SUITES = {"built-in-values": "unseen values", "built-in-tools": "unseen tools and values"}
+# What is new in a question of the suite "built-in": how the names of its groups begin.
+UNSEEN = ("unseen values", "unseen tools")
 
 
 def model_card(name: str, work: Path, figures: Figures) -> str:
@@ -64,13 +65,14 @@ def _measured(kind: str, figures: Figures) -> str:
         "## On held-out questions",
         "",
         "Right answers with 95 % bootstrap intervals over the questions; the third column is the paired difference to",
-        "greedy decoding. `@W`: the score is mixed with W times the policy's log-probability; `NxM`: beams and width.",
-        "Tokens are those of the models' passes, prompts included.",
+        "greedy decoding. `@W`: the score is mixed with W times the policy's log-probability, else with .15 of it in",
+        "beams, of which there are 2, with 16 candidates each. Tokens are those of the models' passes, with prompts.",
         "",
     ]
-    for suite, words in _SUITES.items():
-        rows = figures[suite][kind]
-        lines += [f"{words.capitalize()} ({rows[0]['n']} questions):", ""]
+    for words in UNSEEN:
+        rows = figures[words][kind]
+        seeds = max(row["seeds"] for row in rows)
+        lines += [f"{words.capitalize()} ({rows[0]['n']} questions, searched {seeds} times):", ""]
         lines += ["| strategy | right | against greedy | policy tokens | reward tokens |", "|---|---|---|---|---|"]
         for row in rows:
             gain = (row["difference"], row["difference_low"], row["difference_high"])
