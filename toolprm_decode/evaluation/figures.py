@@ -18,7 +18,7 @@ from toolprm_decode.grammar.call_grammar import CallGrammar
 from toolprm_decode.learning.rollouts import calls_so_far, decode_each
 from toolprm_decode.questions.labels import label_steps
 from toolprm_decode.questions.samples import Sample
-from toolprm_decode.search import SearchTree
+from toolprm_decode.search import Search, SearchTree
 
 SIZES_OF_A_SWEEP = 4  # cells from which on a grid is one
 
@@ -156,21 +156,22 @@ def curves(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def axes(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Accuracy against one setting of the search, where several of its values were measured."""
-    subject = main_strategy(outcomes)
-    if subject is None:
-        return []
+    """Accuracy against one setting of step-beams that agree in all others, where most of its values were measured."""
     found = []
     for axis in ("temperature", "aggregate", "policy_weight"):
-        points: dict[Any, dict[str, Any]] = {}
+        families: dict[Any, dict[Any, dict[str, Any]]] = {}
         for outcome in outcomes:
-            ours, other = subject.strategy.search, outcome.strategy.search
-            same = all(getattr(ours, f) == getattr(other, f) for f in ours.__dataclass_fields__ if f != axis)
-            if same and outcome.strategy.kind == "step-beam" and outcome.strategy.reward == subject.strategy.reward:
-                points.setdefault(getattr(other, axis), {"x": getattr(other, axis), **_point(outcome)})
+            strategy = outcome.strategy
+            if strategy.kind != "step-beam":
+                continue
+            x = getattr(strategy.search, axis)
+            others = [getattr(strategy.search, name) for name in Search.__dataclass_fields__ if name != axis]
+            families.setdefault((strategy.reward, *others), {}).setdefault(x, {"x": x, **_point(outcome)})
+        points = max(families.values(), key=len, default={})
         if len(points) > 1:
             ordered = [points[x] for x in (points if axis == "aggregate" else sorted(points))]
-            found.append({"axis": axis, "curves": [{"name": subject.strategy.name, "points": ordered}]})
+            name = ordered[0]["strategy"].partition("+")[0].partition("@")[0]
+            found.append({"axis": axis, "curves": [{"name": name, "points": ordered}]})
     return found
 
 
