@@ -15,10 +15,10 @@ import pytest
 import torch
 import transformers as hf
 
-from toolprm_decode import CallGrammar, Decoder
+from toolprm_decode import CallGrammar, Decoder, files
 from toolprm_decode.errors import DataError, RequestError, ToolprmError
 from toolprm_decode.formats import FORMATS
-from toolprm_decode.learning import annotate_command, files
+from toolprm_decode.learning import annotate_command
 from toolprm_decode.learning.annotate import annotate
 from toolprm_decode.learning.records import SPLITS, read_steps, read_trajectories
 from toolprm_decode.learning.rollouts import RolloutSettings

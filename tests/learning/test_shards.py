@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from toolprm_decode import files
 from toolprm_decode.errors import DataError, RequestError
-from toolprm_decode.learning import files
 from toolprm_decode.learning.rollouts import RolloutSettings, roll_out
 from toolprm_decode.learning.shards import ShardStats, make_shards, read_shard
 from toolprm_decode.questions.samples import Sample
@@ -112,7 +112,7 @@ def test_a_kill_leaves_no_half_shard(tmp_path: Path, whole: Path, settings: Roll
 _VICTIM = """
 import json, os, signal, sys
 import torch
-from toolprm_decode.learning import files
+from toolprm_decode import files
 from toolprm_decode.learning.rollouts import RolloutSettings
 from toolprm_decode.questions.samples import Sample
 from toolprm_decode.learning.shards import make_shards
