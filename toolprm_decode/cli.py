@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; 0 on success, 2 on bad input with one line on stderr."""
     try:
         options = _parser().parse_args(argv)
+        options.argv = list(sys.argv[1:] if argv is None else argv)  # for what records its command
         if options.command not in ("decode", "demo"):  # which refuse what they can before transformers is imported
             _silence()
         options.run(options)

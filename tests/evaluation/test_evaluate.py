@@ -311,7 +311,7 @@ class TestCommand:
             assert "<html" in (out / tree["page"]).read_text()
         page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
         assert "best-of-n:2/other" in page and "best-of-n:2/other" in text
-        assert "toolprm evaluate" in text or "evaluate" in text
+        assert figures["command"].startswith("toolprm evaluate --strategies greedy,step-beam:1x1")
         (out / "report.md").unlink()
         runs = {path.name: path.read_bytes() for path in (out / "runs").iterdir()}
         assert main(["evaluate", "--strategies", names, *options]) == 0

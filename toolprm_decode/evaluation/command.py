@@ -6,7 +6,6 @@ import argparse
 import platform
 import re
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -193,7 +192,7 @@ def _report(
     about = {
         "split": options.split,
         "seeds": list(range(options.seed, options.seed + options.seeds)),
-        "command": " ".join(["toolprm", *map(shlex.quote, sys.argv[1:])]),
+        "command": shlex.join(["toolprm", *options.argv]),
         "versions": versions(),
         "models": {role: _shown(model) for role, model in models.named.items()},
         "created": datetime.now(timezone.utc).date().isoformat(),
