@@ -45,10 +45,10 @@ struct SearchOptions {
   bool distinct = false;
   // kStepBeam: every beam is the root of a tree of its own, of which the best candidate goes on at every step.
   bool independent = false;
-  // kStepBeam, above 0: candidates are expanded only as far as they are needed. Of a beam's draws the first is, then the
-  // first two, four and so on, until the new steps of the best candidate score no less than the confidence times what
-  // was before them, or all are. A candidate whose aggregate reaches the confidence goes on alone. Nothing is scored
-  // while there is one candidate and no other draw.
+  // kStepBeam, above 0: candidates are expanded only as far as they are needed. Of a beam's draws the first is, then
+  // the first two, four and so on, until the new steps of the best candidate score no less than the confidence times
+  // what was before them, or all are. A candidate whose aggregate reaches the confidence goes on alone. Nothing is
+  // scored while there is one candidate and no other draw.
   double confidence = 0;
   std::uint64_t seed = 0;
   std::int32_t max_tokens = 512;
