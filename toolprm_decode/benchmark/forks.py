@@ -15,7 +15,6 @@ import torch
 from toolprm_decode.benchmark.calibration import calibrate, target_distinct
 from toolprm_decode.benchmark.careful_loop import CarefulLoop
 from toolprm_decode.benchmark.forward_time import ForwardPass, timed_forwards
-from toolprm_decode.benchmark.machine import describe_machine
 from toolprm_decode.benchmark.models import Shape, random_model, with_tags
 from toolprm_decode.benchmark.peer_grammar import PeerGrammar, call_ebnf, xgrammar
 from toolprm_decode.benchmark.peers import PeerLoop, PeerRun, Trail
@@ -23,6 +22,7 @@ from toolprm_decode.benchmark.plain_loop import PlainLoop
 from toolprm_decode.decoding import Decoded, Decoder, Request
 from toolprm_decode.engine import Engine
 from toolprm_decode.grammar.call_grammar import CallGrammar
+from toolprm_decode.machine import describe_machine
 from toolprm_decode.prompting import render, to_messages
 from toolprm_decode.rewards import ToolPRM
 from toolprm_decode.search import Search

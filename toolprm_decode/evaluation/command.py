@@ -9,13 +9,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolprm_decode.errors import BudgetExceeded, DataError, RequestError
 from toolprm_decode.evaluation.help import STRATEGIES
 from toolprm_decode.files import check_place, write_json
+from toolprm_decode.machine import package_versions
 from toolprm_decode.models import MODELS
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def run(options: argparse.Namespace) -> None:
 
     from toolprm_decode.demo import SEARCH, one_thread
     from toolprm_decode.evaluation.evaluate import Models, evaluate
+    from toolprm_decode.evaluation.plots import check_installed
     from toolprm_decode.evaluation.strategies import read_strategies
     from toolprm_decode.evaluation.suites import load_suite
     from toolprm_decode.search import Search
@@ -108,8 +109,8 @@ def run(options: argparse.Namespace) -> None:
         if getattr(options, name) < least:
             raise RequestError(f"--{name.replace('_', '-')} must be {least} or more, not {getattr(options, name)}")
     check_place(options.json)
-    if options.report is not None:
-        _check_report()
+    if options.report is not None:  # what it is drawn with is looked for before the work rather than after
+        check_installed()
     given = {name: getattr(options, name) for name in ("temperature", "aggregate", "policy_weight", "max_tokens")}
     usual = SEARCH if options.model is None else Search()
     search = replace(usual, **{name: value for name, value in given.items() if value is not None})
@@ -163,13 +164,6 @@ def _rewards(given: Sequence[str] | None, model: str | None) -> dict[str, str]:
     return found
 
 
-def _check_report() -> None:
-    """Raises RequestError where what the report is made with is missing: before the work rather than after."""
-    from toolprm_decode.evaluation.plots import lines
-
-    lines([], "", "")
-
-
 def _report(
     options: argparse.Namespace,
     suite: Suite,
@@ -189,11 +183,13 @@ def _report(
         rows, bins = _reward_table(options, suite, models, search, progress) if models.rewards else ([], [])
     except (DataError, BudgetExceeded) as error:  # what was measured until here is not lost by it
         notes.append(f"The reward models are not compared: {error}")
+    packages = package_versions("toolprm_decode", "torch", "transformers", "outlines")
     about = {
         "split": options.split,
         "seeds": list(range(options.seed, options.seed + options.seeds)),
         "command": shlex.join(["toolprm", *options.argv]),
-        "versions": versions(),
+        "versions": {"python": platform.python_version()}
+        | {name: known or "unknown" for name, known in packages.items()},
         "models": {role: _shown(model) for role, model in models.named.items()},
         "created": datetime.now(timezone.utc).date().isoformat(),
         "notes": notes,
@@ -227,21 +223,10 @@ def _reward_table(
     )
     judged = {}
     for name, path in models.rewards.items():
-        prm = path if isinstance(path, ToolPRM) else ToolPRM.from_pretrained(path)
+        prm = ToolPRM.from_pretrained(path)
         judged[name] = (prm, judge_answers(prm, answers))
     bins = [{"model": name, "bins": calibration(found, prm.temperature)} for name, (prm, found) in judged.items()]
     return reward_rows(judged), bins
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("toolprm_decode", "torch", "transformers", "outlines"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
 
 
 def _shown(path: Any) -> str:

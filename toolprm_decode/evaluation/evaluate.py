@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,8 +24,9 @@ from toolprm_decode.evaluation.strategies import Strategy, describe
 from toolprm_decode.evaluation.suites import Suite
 from toolprm_decode.files import fingerprint, write_whole
 from toolprm_decode.learning.rollouts import decode_each
-from toolprm_decode.questions.samples import Sample
+from toolprm_decode.questions.samples import Sample, digest
 from toolprm_decode.search import Search
+from toolprm_decode.tools import read_tools
 from toolprm_decode.workers import map_on_ray
 
 _VERSION = 1
@@ -116,12 +116,12 @@ class Outcome:
         """Means over the seeds, float64: [n], or [n, 3] of counts."""
         return np.asarray([[row[name] for row in rows] for rows in self.rows], np.float64).mean(axis=0)
 
-    @property
+    @cached_property
     def right(self) -> np.ndarray:
         """How often each question was answered right, float64 [n]."""
         return self.values("right")
 
-    @property
+    @cached_property
     def tokens(self) -> float:
         """Mean forward tokens a question, of policy and reward model."""
         return float((self.values("policy_tokens") + self.values("prm_tokens")).mean())
@@ -255,7 +255,8 @@ class _Worker:
 def _row(strategy: Strategy, sample: Sample, decoded: Any) -> dict[str, Any]:
     refused = isinstance(decoded, ToolprmError)
     answer = None if refused else strategy.pick(decoded)
-    verdict = judge(sample, [] if answer is None else answer.calls)
+    tools = None if refused else read_tools(sample.tools)
+    verdict = judge(sample, [] if answer is None else answer.calls, tools)
     stats = None if refused else decoded.stats
     read_by_prm = stats is not None and stats.prm_tokens + stats.prm_cached_tokens > 0
     return {
@@ -272,7 +273,7 @@ def _row(strategy: Strategy, sample: Sample, decoded: Any) -> dict[str, Any]:
         "prm_tokens": 0 if stats is None else stats.prm_tokens + stats.prm_cached_tokens,
         "prompt_tokens": 0 if stats is None else stats.prompt_tokens + stats.prm_prompt_tokens * read_by_prm,
         "preemptions": 0 if stats is None else stats.preemptions,
-        "any_right": False if refused else any(judge(sample, a.calls).right for a in decoded.finished),
+        "any_right": False if refused else any(judge(sample, a.calls, tools).right for a in decoded.finished),
         "closed": answer is not None and answer.closed,
         "refused": " ".join(str(decoded).split()) if refused else None,
     }
@@ -392,11 +393,10 @@ def _whole_lines(path: Path) -> Iterator[Any]:
 
 def _claim(folder: Path, suite: Suite, models: Models, fingerprints: Mapping[str, str], batch: int) -> None:
     """Marks a folder as that of this run, or checks that it is."""
-    text = json.dumps([sample.to_json() for sample in suite.samples], sort_keys=True)
     asked: dict[str, Any] = {
         "version": _VERSION,
         "suite": suite.name,
-        "questions": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "questions": digest(suite.samples),
         "batch": batch,
         "format": models.format,
         "models": dict(fingerprints),

@@ -429,14 +429,12 @@ def right_nodes(tree: SearchTree, sample: Sample, grammar: CallGrammar) -> list[
     assert grammar.format is not None
     names = [tool.name for tool in grammar.tools]
     flags: list[bool | None] = []
-    for index, node in enumerate(tree.nodes):
+    for index in range(len(tree)):
         steps = [step for i in tree.path(index) for step in tree.nodes[i].steps]
         if not steps:
             flags.append(None)
             continue
         text = "".join(step.text for step in steps)
-        if node.finished and grammar.format.list_close:
-            text += grammar.format.end
         calls = calls_so_far(text, steps[-1].kind, grammar.format, names)
         flags.append(all(label_steps(steps, calls, sample, grammar.tools)))
     return flags

@@ -232,15 +232,22 @@ def _short(name: str) -> str:
     return name if len(name) <= 34 else name[:33] + "…"
 
 
+def check_installed() -> None:
+    """Raises RequestError where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise RequestError(f"plots need matplotlib ({error}): pip install 'toolprm_decode[report]'") from error
+
+
 @contextmanager
 def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure to draw on, in the style of all of them. Raises RequestError where matplotlib is not installed."""
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise RequestError(f"plots need matplotlib ({error}): pip install 'toolprm_decode[report]'") from error
+    check_installed()
+    from matplotlib import style
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     # The user's own settings of matplotlib must not change what is drawn.
     with style.context(["default", _STYLE]):
         # Browsers' letters are a little wider than those that are measured here: hence the margin.

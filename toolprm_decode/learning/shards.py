@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -16,7 +15,7 @@ from toolprm_decode.decoding import Decoder
 from toolprm_decode.errors import DataError, RequestError
 from toolprm_decode.files import write_whole
 from toolprm_decode.learning.rollouts import Rollout, RolloutSettings, roll_out
-from toolprm_decode.questions.samples import Sample
+from toolprm_decode.questions.samples import Sample, digest
 from toolprm_decode.workers import import_ray, map_on_ray
 
 _VERSION = 1
@@ -194,7 +193,7 @@ def _missing(
     for index, samples in shards:
         path = shard_path(folder, index)
         if path.exists():
-            if _count(path, stats)["samples"] != _digest(samples):
+            if _count(path, stats)["samples"] != digest(samples):
                 raise DataError(f"{path} was made from other queries than are given now: write to another folder")
             report(len(samples))
         elif spent():
@@ -254,7 +253,7 @@ def _shard_text(samples: Sequence[Sample], decoder: Decoder, settings: RolloutSe
         before = len(rolled.skipped)
     report(len(rolled.skipped) - before)
     head = {
-        "samples": _digest(samples),
+        "samples": digest(samples),
         "queries": len(lines),
         "policy_tokens": rolled.policy_tokens,
         "format": rolled.format,
@@ -265,11 +264,6 @@ def _shard_text(samples: Sequence[Sample], decoder: Decoder, settings: RolloutSe
 
 def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n"
-
-
-def _digest(samples: Sequence[Sample]) -> str:
-    text = json.dumps([sample.to_json() for sample in samples], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:

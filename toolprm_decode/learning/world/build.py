@@ -141,17 +141,19 @@ def _figures(work: Path) -> None:
     """Measures the exported models on held-out questions: values that they never saw, and tools."""
     models = Models(MODELS / "policy", {kind: MODELS / kind for kind in KINDS})
     suite = load_suite("built-in", limit=TESTED)
+    outcomes: dict[str, list[Outcome]] = {}
+    for kind, names in STRATEGIES.items():
+        strategies = read_strategies(names, SEARCH, KINDS)
+        outcomes[kind] = evaluate(suite, strategies, models, seeds=SEEDS, folder=work / "figures")
+        print(kind, flush=True)
     found: dict[str, dict[str, Any]] = {}
     for words in UNSEEN:
         chosen = [i for i, group in enumerate(suite.groups) if group.startswith(words)]
         greedy: Outcome | None = None  # the first strategy of the first kind
-        for kind, names in STRATEGIES.items():
-            strategies = read_strategies(names, SEARCH, KINDS)
-            outcomes = evaluate(suite, strategies, models, seeds=SEEDS, folder=work / "figures")
-            parts = [outcome.part(chosen) for outcome in outcomes]
+        for kind, whole in outcomes.items():
+            parts = [outcome.part(chosen) for outcome in whole]
             greedy = greedy or parts[0]
             found.setdefault(words, {})[kind] = [part.summary(greedy) for part in parts]
-            print(words, kind, flush=True)
     write_json(work / "figures.json", found)
 
 

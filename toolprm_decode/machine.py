@@ -22,7 +22,7 @@ def describe_machine() -> dict[str, Any]:
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "transformers", "xgrammar", "toolprm_decode")},
+        **package_versions("torch", "transformers", "xgrammar", "toolprm_decode"),
     }
 
 
@@ -36,8 +36,12 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def package_versions(*names: str) -> dict[str, str | None]:
+    """Of installed packages by name, None of those that are not."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
