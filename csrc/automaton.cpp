@@ -7,8 +7,6 @@ namespace toolprm {
 
 namespace {
 
-constexpr std::size_t kFewTokens = 128; // masks with at most this many tokens are kept as ids
-constexpr std::size_t kBroadState = 40; // scalar states with more next bytes use the vocabulary's own masks
 // Frames; deeper values break the JSON parsers that read them next. From here on only the shortest way to the end is
 // offered, so that whatever is open can be closed.
 constexpr std::uint32_t kMaxDepth = 256;
@@ -676,8 +674,15 @@ bool StatePool::allowed(const State &state, std::bitset<256> &bytes) {
       end = true;
       break;
     default: { // tries: an edge may lead to names that are taken
+      std::bitset<256> edges;
+      if (in.op == Op::kNames)
+        program_.name_sets[static_cast<std::size_t>(in.a)].add_bytes(c.aux, edges);
+      else if (in.op == Op::kKey)
+        program_.objects[static_cast<std::size_t>(in.a)].keys.add_bytes(c.aux, edges);
+      else if (in.op == Op::kOtherKey)
+        edges = program_.objects[static_cast<std::size_t>(in.a)].other_key->allowed(static_cast<std::int32_t>(c.aux));
       std::vector<Live> next;
-      for (unsigned b = 0; b < 256; ++b) {
+      for (std::size_t b = edges._Find_first(); b < 256; b = edges._Find_next(b)) {
         next.clear();
         step({c, -1}, static_cast<std::uint8_t>(b), 0, nullptr, next);
         if (!next.empty())
@@ -715,114 +720,6 @@ const State *StatePool::advance(const State &state, std::uint8_t byte) {
   for (const Live &l : out)
     configs.push_back(l.config);
   return intern(configs);
-}
-
-// ---------------------------------------------------------------------------------------------- masks
-
-void StatePool::walk(const std::vector<Live> &from, std::uint32_t root, const Vocabulary &vocabulary,
-                     std::vector<std::int32_t> &words) {
-  const TokenTrie &trie = vocabulary.trie();
-  const std::uint32_t base = trie.depth[root];
-  std::vector<Live> live(from); // one run of configurations a depth
-  std::vector<std::pair<std::size_t, std::size_t>> level{{0, from.size()}};
-  for (std::uint32_t node = root + 1; node < trie.skip[root];) {
-    std::size_t depth = trie.depth[node] - base;
-    auto [begin, end] = level[depth - 1];
-    live.resize(end);
-    for (std::size_t i = begin; i < end; ++i)
-      step(Live(live[i]), trie.byte[node], 0, nullptr, live);
-    if (live.size() == end) {
-      node = trie.skip[node];
-      continue;
-    }
-    if (live.size() > end + 1) { // configurations that met again are one
-      auto less = [](const Live &a, const Live &b) { return a.config < b.config; };
-      auto same = [](const Live &a, const Live &b) { return a.config == b.config; };
-      auto first = live.begin() + static_cast<std::ptrdiff_t>(end);
-      std::sort(first, live.end(), less);
-      live.erase(std::unique(first, live.end(), same), live.end());
-      check_ambiguity(live.size() - end);
-    }
-    level.resize(depth);
-    level.emplace_back(end, live.size());
-    for (std::uint32_t t = trie.first_token[node]; t < trie.first_token[node + 1]; ++t) {
-      TokenId id = trie.tokens[t];
-      words[static_cast<std::size_t>(id) / 32] |= static_cast<std::int32_t>(1u << (id % 32));
-    }
-    ++node;
-  }
-}
-
-bool StatePool::fill_scalar(const std::shared_ptr<const Dfa> &dfa, std::int32_t state, const std::vector<Live> &after,
-                            const Vocabulary &vocabulary, std::vector<std::int32_t> &words) {
-  if (dfa->allowed(state).count() <= kBroadState)
-    return false; // few bytes can come next: the plain walk is short
-  const auto known = vocabulary.scalar_mask(dfa, state);
-  for (std::size_t w = 0; w < words.size(); ++w)
-    words[w] |= known->inside[w];
-  for (std::uint32_t node : known->exits)
-    walk(after, node, vocabulary, words);
-  if (dfa->accepting(state))
-    walk(after, 0, vocabulary, words);
-  return true;
-}
-
-void StatePool::fill(const Config &c, const Vocabulary &vocabulary, std::vector<std::int32_t> &words) {
-  const Instruction &in = program_.code[c.ip];
-  const auto state = static_cast<std::int32_t>(c.aux);
-  std::vector<Live> after; // what may follow the scalar
-  bool done = false;
-  if (in.op == Op::kScalar) {
-    close(c.ip + 1, c.stack, 0, -1, nullptr, after);
-    done = fill_scalar(program_.dfas[static_cast<std::size_t>(in.a)], state, after, vocabulary, words);
-  } else if (in.op == Op::kRepeat) {
-    // Far from its bounds a counted string is a free one.
-    const RepeatSpec &spec = program_.repeats[static_cast<std::size_t>(in.a)];
-    const bool far = c.count >= spec.min && (spec.max == kUnbounded || spec.max - c.count > vocabulary.longest());
-    if (spec.rest && far) {
-      close(c.ip + 2, c.stack, 0, -1, nullptr, after);
-      done = fill_scalar(spec.rest, state, after, vocabulary, words);
-    }
-  } else if (in.op == Op::kOtherKey) {
-    // Away from the declared keys a key is a free string.
-    const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
-    if (c.count == 0 || spec.value.empty()) {
-      enter_other(c, 0, -1, nullptr, after);
-      done = fill_scalar(spec.other_key, state, after, vocabulary, words);
-    }
-  }
-  if (!done)
-    walk({Live{c, -1}}, 0, vocabulary, words);
-}
-
-std::shared_ptr<const Mask> StatePool::mask(const State &state, const Vocabulary &vocabulary) {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (state.mask)
-      return state.mask;
-  }
-  auto mask = std::make_shared<Mask>();
-  mask->words.assign(vocabulary.words(), 0);
-  for (const Config &c : state.configs)
-    fill(c, vocabulary, mask->words);
-  if (complete(state))
-    for (TokenId id : vocabulary.stop_ids())
-      mask->words[static_cast<std::size_t>(id) / 32] |= static_cast<std::int32_t>(1u << (id % 32));
-  for (std::int32_t w : mask->words)
-    mask->count += static_cast<std::uint32_t>(std::popcount(static_cast<std::uint32_t>(w)));
-  if (mask->count <= kFewTokens) {
-    for (std::size_t w = 0; w < mask->words.size(); ++w)
-      for (auto left = static_cast<std::uint32_t>(mask->words[w]); left; left &= left - 1)
-        mask->few.push_back(static_cast<TokenId>(w * 32 + static_cast<std::size_t>(std::countr_zero(left))));
-    mask->words.clear();
-    mask->words.shrink_to_fit();
-  }
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (!state.mask) {
-    bytes_ += mask->words.size() * 4 + mask->few.size() * 4 + 64;
-    state.mask = mask;
-  }
-  return state.mask;
 }
 
 } // namespace toolprm

@@ -1,6 +1,7 @@
 // The compiled form of a grammar and its interned states. Private to the core.
 #pragma once
 
+#include <bitset>
 #include <deque>
 #include <mutex>
 #include <set>
@@ -64,13 +65,18 @@ struct KeySet {
         return static_cast<std::int32_t>(child_node[e]);
     return -1;
   }
+  // The bytes on the edges out of a node.
+  void add_bytes(std::uint32_t node, std::bitset<256> &bytes) const {
+    for (std::uint32_t e = child_begin[node]; e < child_begin[node + 1]; ++e)
+      bytes.set(child_byte[e]);
+  }
   std::size_t size() const { return leaf.size(); }
 };
 
 struct RepeatSpec {
   std::shared_ptr<const Dfa> unit;
   std::uint32_t min, max;
-  std::shared_ptr<const Dfa> rest; // any number of units and the byte after them; null where that is no single byte
+  std::int32_t end; // the byte that must follow the last unit and cannot begin one; -1 where there is no such byte
 };
 
 struct ObjectSpec {
@@ -196,10 +202,14 @@ public:
   std::uint32_t cost(const State &state);
   const State *advance(const State &state, std::uint8_t byte);
 
+  // The legal tokens; kept with the state.
   std::shared_ptr<const Mask> mask(const State &state, const Vocabulary &vocabulary);
+  // The same found the slow way, by reading the bytes of all tokens: what mask() is checked against.
+  std::vector<TokenId> plain_mask(const State &state, const Vocabulary &vocabulary);
   const Program &program() const { return program_; }
 
 private:
+  class MaskBuilder; // in masks.cpp
   // Reads one byte as a part of what the configuration is in; returns whether that may also have ended before the byte.
   bool read(const Config &config, std::int32_t events, std::uint8_t byte, std::uint32_t position,
             std::vector<Event> *log, std::vector<Live> &out);
@@ -212,16 +222,9 @@ private:
   std::uint64_t with(const Frame &frame, const ObjectSpec &spec, std::size_t property);
   // Properties that may be chosen now; other: whether a key outside them may.
   void selectable(const Frame &frame, const ObjectSpec &spec, std::vector<std::uint64_t> &out, bool &other) const;
-  void walk(const std::vector<Live> &from, std::uint32_t root, const Vocabulary &vocabulary,
-            std::vector<std::int32_t> &words);
-  // The tokens of a scalar from one of its states, by the vocabulary's own masks; after: what may follow the value.
-  // False, and nothing done, where the plain walk is to be taken.
-  bool fill_scalar(const std::shared_ptr<const Dfa> &dfa, std::int32_t state, const std::vector<Live> &after,
-                   const Vocabulary &vocabulary, std::vector<std::int32_t> &words);
   // Behind a key that is not declared.
   void enter_other(const Config &config, std::uint32_t position, std::int32_t events, std::vector<Event> *log,
                    std::vector<Live> &out);
-  void fill(const Config &config, const Vocabulary &vocabulary, std::vector<std::int32_t> &words);
 
   struct FrameHash {
     std::size_t operator()(const Frame *f) const;

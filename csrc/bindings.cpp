@@ -185,6 +185,7 @@ void bind_grammar(py::module_ &m) {
             self.fill_mask(words);
           },
           py::arg("row").noconvert())
+      .def("plain_mask", [](const Matcher &self) { return py::array_t<TokenId>(py::cast(self.plain_mask())); })
       .def("forced", &Matcher::forced, released)
       .def("forced_bytes", [](const Matcher &self) { return py::bytes(self.forced_bytes()); })
       .def("closing", [](const Matcher &self) { return py::bytes(self.closing()); })
@@ -358,15 +359,11 @@ void bind_search(py::module_ &m) {
           [](const Plan &p) {
             std::size_t words = 0;
             for (const auto &mask : p.masks)
-              words = std::max({words, mask->words.size(),
+              words = std::max({words, mask->words ? mask->words->size() : 0,
                                 mask->few.empty() ? 0 : static_cast<std::size_t>(mask->few.back()) / 32 + 1});
             py::array_t<std::int32_t> out({static_cast<py::ssize_t>(p.masks.size()), static_cast<py::ssize_t>(words)});
-            std::int32_t *row = out.mutable_data();
-            std::fill(row, row + p.masks.size() * words, 0);
-            for (const auto &mask : p.masks) {
-              std::copy(mask->words.begin(), mask->words.end(), row);
-              for (TokenId id : mask->few)
-                row[id / 32] |= static_cast<std::int32_t>(1u << (id % 32));
+            for (std::int32_t *row = out.mutable_data(); const auto &mask : p.masks) {
+              mask->write({row, words});
               row += words;
             }
             return out;

@@ -356,7 +356,7 @@ private:
       break;
     }
     case Node::Kind::kRepeat:
-      p_->repeats.push_back({node.dfa, node.min, node.max, nullptr});
+      p_->repeats.push_back({node.dfa, node.min, node.max, -1});
       op(Op::kRepeat, static_cast<std::int32_t>(p_->repeats.size() - 1));
       break;
     case Node::Kind::kSequence:
@@ -670,10 +670,8 @@ private:
     for (std::size_t ip = 0; ip + 1 < code.size(); ++ip)
       if (code[ip].op == Op::kRepeat && code[ip + 1].op == Op::kByte) {
         RepeatSpec &spec = p_->repeats[static_cast<std::size_t>(code[ip].a)];
-        auto [at, fresh] = rests_.try_emplace({spec.unit.get(), code[ip + 1].byte});
-        if (fresh)
-          at->second = followed(*spec.unit, code[ip + 1].byte);
-        spec.rest = at->second;
+        if (spec.unit->next(0, code[ip + 1].byte) < 0)
+          spec.end = code[ip + 1].byte;
       }
   }
 
@@ -688,26 +686,6 @@ private:
       if (spec.member_cost[i] < kInfinite)
         spec.possible[i / 64] |= std::uint64_t{1} << (i % 64);
     }
-  }
-
-  // The automaton of any number of units and one byte after them, where that byte cannot begin a unit.
-  static std::shared_ptr<const Dfa> followed(const Dfa &unit, std::uint8_t byte) {
-    if (unit.next(0, byte) >= 0)
-      return nullptr;
-    const std::size_t n = unit.states();
-    std::vector<std::int32_t> next((n + 1) * 256, -1);
-    std::vector<std::uint8_t> accepting(n + 1, 0);
-    accepting[n] = 1;
-    for (std::size_t s = 0; s < n; ++s)
-      for (unsigned b = 0; b < 256; ++b) {
-        std::int32_t t = unit.next(static_cast<std::int32_t>(s), static_cast<std::uint8_t>(b));
-        next[s * 256 + b] = t >= 0 && unit.accepting(t) ? 0 : t;
-      }
-    for (std::size_t s = 0; s < n; ++s)
-      if (unit.accepting(static_cast<std::int32_t>(s))) // not entered any more
-        next[s * 256 + byte] = static_cast<std::int32_t>(n);
-    next[byte] = static_cast<std::int32_t>(n);
-    return std::make_shared<const Dfa>(next, accepting);
   }
 
   // A rule that comes back to itself without reading a byte would never end.
@@ -823,7 +801,6 @@ private:
     std::vector<std::size_t> callees;
   };
   std::vector<Segment> segments_;
-  std::map<std::pair<const Dfa *, std::uint8_t>, std::shared_ptr<const Dfa>> rests_;
   std::size_t charged_ = 0;
 };
 

@@ -215,16 +215,10 @@ void Matcher::rollback(std::size_t count) {
 
 std::shared_ptr<const Mask> Matcher::mask() const { return pool_->mask(*node_->state, *vocabulary_); }
 
+std::vector<TokenId> Matcher::plain_mask() const { return pool_->plain_mask(*node_->state, *vocabulary_); }
+
 void Matcher::fill_mask(std::int32_t *row) const {
-  auto mask = this->mask();
-  const std::size_t words = vocabulary_->words();
-  if (!mask->words.empty()) {
-    std::copy(mask->words.begin(), mask->words.end(), row);
-    return;
-  }
-  std::fill(row, row + words, 0);
-  for (TokenId id : mask->few)
-    row[id / 32] |= static_cast<std::int32_t>(1u << (id % 32));
+  mask()->write({row, vocabulary_->words()});
 }
 
 std::string Matcher::forced_bytes(std::size_t limit) const {
@@ -263,11 +257,8 @@ std::vector<TokenId> Matcher::forced() const {
     std::uint32_t node = 0;
     bool on = true;
     for (std::size_t b = starts[i]; on && b < bytes.size(); ++b) {
-      std::uint32_t child = node + 1, end = trie.skip[node];
-      while (child < end && trie.byte[child] != static_cast<std::uint8_t>(bytes[b]))
-        child = trie.skip[child];
-      on = child < end;
-      node = child;
+      node = trie.child(node, static_cast<std::uint8_t>(bytes[b]));
+      on = node != 0;
     }
     if (!on)
       continue;

@@ -96,13 +96,16 @@ class Legal {
 public:
   Legal(const Logits &logits, const Mask &mask) : mask_(mask) {
     values.reserve(mask.count);
-    if (mask.words.empty()) {
+    if (!mask.words) {
       for (TokenId id : mask.few)
         values.push_back(logits.values[place(logits, id)]);
       return;
     }
-    for (std::size_t w = 0; w < mask.words.size(); ++w) {
-      const auto bits = static_cast<std::uint32_t>(mask.words[w]);
+    words_ = *mask.words;
+    for (TokenId id : mask.few)
+      set_bit(words_, id);
+    for (std::size_t w = 0; w < words_.size(); ++w) {
+      const auto bits = static_cast<std::uint32_t>(words_[w]);
       if (bits == 0)
         continue;
       const std::size_t first = w * 32, last = first + 31 - static_cast<std::size_t>(std::countl_zero(bits));
@@ -121,16 +124,16 @@ public:
 
   // The id of the value at an index.
   TokenId id(std::size_t index) const {
-    if (mask_.words.empty())
+    if (words_.empty())
       return mask_.few[index];
     std::size_t w = 0;
     for (;; ++w) {
-      const auto here = static_cast<std::size_t>(std::popcount(static_cast<std::uint32_t>(mask_.words[w])));
+      const auto here = static_cast<std::size_t>(std::popcount(static_cast<std::uint32_t>(words_[w])));
       if (index < here)
         break;
       index -= here;
     }
-    auto left = static_cast<std::uint32_t>(mask_.words[w]);
+    auto left = static_cast<std::uint32_t>(words_[w]);
     for (; index > 0; --index)
       left &= left - 1;
     return static_cast<TokenId>(w * 32) + std::countr_zero(left);
@@ -153,6 +156,7 @@ private:
   }
 
   const Mask &mask_;
+  MaskWords words_; // of all legal tokens, unless the mask has them one by one
 };
 
 double checked_top(const std::vector<float> &values) {

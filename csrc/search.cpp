@@ -400,7 +400,7 @@ void Search::plan_policy() {
   std::map<const Mask *, bool> narrow; // whether its ids are among them
   // Adds a mask's ids, unless there would be too many.
   const auto narrowed = [&](const Mask &mask) {
-    const auto [known, fresh] = narrow.emplace(&mask, mask.words.empty());
+    const auto [known, fresh] = narrow.emplace(&mask, !mask.words);
     if (!fresh || !known->second)
       return known->second;
     std::vector<TokenId> added;

@@ -5,13 +5,55 @@
 #include <stdexcept>
 
 #include "toolprm/grammar.h"
+#include "toolprm/mask.h"
 
 namespace toolprm {
 
 namespace {
+constexpr std::size_t kLongestToken = 8192; // walks along a token go down by recursion
 constexpr std::size_t kCachedTextBytes = std::size_t{32} << 20;
-constexpr std::size_t kCachedScalarMasks = 2048; // about 19 KB each for 152k tokens
+constexpr std::size_t kCachedMasks = 2048; // about 19 KB each for 152k tokens
+constexpr std::size_t kCachedMaskBytes = std::size_t{64} << 20;
 } // namespace
+
+TokenTrie::TokenTrie(std::vector<std::pair<std::string_view, TokenId>> texts) {
+  std::sort(texts.begin(), texts.end());
+  byte.push_back(0);
+  depth.push_back(0);
+  skip.push_back(0);
+  first_token.push_back(0);
+  std::vector<std::uint32_t> path{0}; // nodes from the root to the last inserted token
+  std::string_view previous;
+  for (const auto &[text, id] : texts) {
+    std::size_t shared = 0;
+    while (shared < previous.size() && shared < text.size() && previous[shared] == text[shared])
+      ++shared;
+    while (path.size() > shared + 1) {
+      skip[path.back()] = static_cast<std::uint32_t>(size());
+      path.pop_back();
+    }
+    for (std::size_t i = shared; i < text.size(); ++i) {
+      path.push_back(static_cast<std::uint32_t>(size()));
+      byte.push_back(static_cast<std::uint8_t>(text[i]));
+      depth.push_back(static_cast<std::uint16_t>(i + 1));
+      skip.push_back(0);
+      first_token.push_back(static_cast<std::uint32_t>(tokens.size()));
+    }
+    tokens.push_back(id);
+    previous = text;
+  }
+  for (std::uint32_t node : path)
+    skip[node] = static_cast<std::uint32_t>(size());
+  first_token.push_back(static_cast<std::uint32_t>(tokens.size()));
+  for (std::uint32_t node = 0; node < size(); ++node) {
+    first_edge.push_back(static_cast<std::uint32_t>(edge_byte.size()));
+    for (std::uint32_t c = node + 1; c < skip[node]; c = skip[c]) {
+      edge_byte.push_back(byte[c]);
+      edge_node.push_back(c);
+    }
+  }
+  first_edge.push_back(static_cast<std::uint32_t>(edge_byte.size()));
+}
 
 Vocabulary::Vocabulary(std::vector<std::string> tokens, std::vector<TokenId> stop_ids, Tokenize tokenize)
     : tokens_(std::move(tokens)), stop_ids_(std::move(stop_ids)), tokenize_(std::move(tokenize)) {
@@ -21,56 +63,20 @@ Vocabulary::Vocabulary(std::vector<std::string> tokens, std::vector<TokenId> sto
                                   std::to_string(tokens_.size()) + " tokens");
   for (const std::string &token : tokens_)
     longest_ = std::max(longest_, token.size());
-  if (longest_ > 65534)
-    throw std::invalid_argument("a token is longer than 65,534 bytes");
+  if (longest_ > kLongestToken)
+    throw std::invalid_argument("a token is longer than " + std::to_string(kLongestToken) + " bytes");
   for (TokenId id : stop_ids_)
     tokens_[static_cast<std::size_t>(id)].clear(); // a stop token ends the text, it never writes any
-  build_trie();
+  std::vector<std::pair<std::string_view, TokenId>> texts;
+  texts.reserve(tokens_.size());
+  for (std::size_t id = 0; id < tokens_.size(); ++id)
+    if (!tokens_[id].empty())
+      texts.emplace_back(tokens_[id], static_cast<TokenId>(id));
+  trie_ = TokenTrie(std::move(texts));
 }
 
 bool Vocabulary::is_stop(TokenId id) const {
   return std::find(stop_ids_.begin(), stop_ids_.end(), id) != stop_ids_.end();
-}
-
-void Vocabulary::build_trie() {
-  std::vector<TokenId> order;
-  order.reserve(tokens_.size());
-  for (std::size_t id = 0; id < tokens_.size(); ++id)
-    if (!tokens_[id].empty())
-      order.push_back(static_cast<TokenId>(id));
-  std::sort(order.begin(), order.end(), [&](TokenId a, TokenId b) {
-    int c = token(a).compare(token(b));
-    return c != 0 ? c < 0 : a < b;
-  });
-
-  trie_.byte.push_back(0);
-  trie_.depth.push_back(0);
-  trie_.skip.push_back(0);
-  trie_.first_token.push_back(0);
-  std::vector<std::uint32_t> path{0}; // nodes from the root to the last inserted token
-  std::string_view previous;
-  for (TokenId id : order) {
-    std::string_view text = token(id);
-    std::size_t shared = 0;
-    while (shared < previous.size() && shared < text.size() && previous[shared] == text[shared])
-      ++shared;
-    while (path.size() > shared + 1) {
-      trie_.skip[path.back()] = static_cast<std::uint32_t>(trie_.size());
-      path.pop_back();
-    }
-    for (std::size_t i = shared; i < text.size(); ++i) {
-      path.push_back(static_cast<std::uint32_t>(trie_.size()));
-      trie_.byte.push_back(static_cast<std::uint8_t>(text[i]));
-      trie_.depth.push_back(static_cast<std::uint16_t>(i + 1));
-      trie_.skip.push_back(0);
-      trie_.first_token.push_back(static_cast<std::uint32_t>(trie_.tokens.size()));
-    }
-    trie_.tokens.push_back(id);
-    previous = text;
-  }
-  for (std::uint32_t node : path)
-    trie_.skip[node] = static_cast<std::uint32_t>(trie_.size());
-  trie_.first_token.push_back(static_cast<std::uint32_t>(trie_.tokens.size()));
 }
 
 bool Vocabulary::spells(const std::vector<TokenId> &ids, std::string_view bytes) const {
@@ -91,12 +97,9 @@ std::vector<TokenId> Vocabulary::longest_match(std::string_view bytes) const {
     std::size_t length = 0;
     std::uint32_t node = 0;
     for (std::size_t i = at; i < bytes.size(); ++i) {
-      std::uint32_t child = node + 1, end = trie_.skip[node];
-      while (child < end && trie_.byte[child] != static_cast<std::uint8_t>(bytes[i]))
-        child = trie_.skip[child];
-      if (child >= end)
+      node = trie_.child(node, static_cast<std::uint8_t>(bytes[i]));
+      if (node == 0)
         break;
-      node = child;
       if (trie_.first_token[node] < trie_.first_token[node + 1]) {
         best = trie_.tokens[trie_.first_token[node]];
         length = i + 1 - at;
@@ -138,38 +141,166 @@ std::vector<TokenId> Vocabulary::tokenize(std::string_view bytes) const {
   return ids;
 }
 
-std::shared_ptr<const ScalarMask> Vocabulary::scalar_mask(const std::shared_ptr<const Dfa> &dfa,
-                                                          std::int32_t state) const {
-  auto key = std::make_pair(dfa, state);
+// ---------------------------------------------------------------------------------------------- masks of scalars
+
+namespace {
+
+// The text of a token from an exit on, by the state of the automaton there.
+using Rests = std::map<std::int32_t, std::vector<std::pair<std::string_view, TokenId>>>;
+
+// A token that units take whole: how many it needs, and, where the end byte is its last, how many came before.
+struct UnitToken {
+  TokenId token;
+  std::uint16_t needs;
+  bool ends;
+};
+
+// A token that goes on after the end byte, which units came before.
+struct UnitExit {
+  TokenId token;
+  std::uint16_t units, at; // at: bytes before it goes on
+};
+
+// Calls visit(node, state) at each node of the trie that next(state, node) leads to, from a state at the root; visit
+// returns whether to go on below.
+template <class S, class Next, class Visit>
+void walk(const TokenTrie &trie, std::size_t longest, S state, const Next &next, const Visit &visit) {
+  std::vector<S> path(longest + 1, state);
+  for (std::uint32_t node = 1; node < trie.size();) {
+    const std::uint16_t depth = trie.depth[node];
+    if (next(path[depth - 1u], trie.byte[node], path[depth]) && visit(node, path[depth]))
+      ++node;
+    else
+      node = trie.skip[node];
+  }
+}
+
+} // namespace
+
+struct Vocabulary::Repeats {
+  std::vector<UnitToken> tokens; // ascending by what they need
+  std::vector<UnitExit> exits;
+  std::size_t bytes() const { return tokens.size() * sizeof(UnitToken) + exits.size() * sizeof(UnitExit); }
+};
+
+std::size_t ScalarMask::bytes() const {
+  std::size_t sum = inside->size() * sizeof(std::int32_t);
+  for (const Exit &exit : exits)
+    sum += exit.rest.size() * 24;
+  return sum;
+}
+
+template <class Key, class Value, class Make>
+std::shared_ptr<const Value> Vocabulary::once(std::map<Key, std::shared_ptr<const Value>> &known, Key key,
+                                              Make make) const {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    auto found = masks_.find(key);
-    if (found != masks_.end())
+    auto found = known.find(key);
+    if (found != known.end())
       return found->second;
   }
-  auto mask = std::make_shared<ScalarMask>();
-  mask->inside.assign(words(), 0);
-  std::vector<std::int32_t> path(longest_ + 1, -1); // automaton state a depth
-  path[0] = state;
-  for (std::uint32_t node = 1; node < trie_.size();) {
-    std::int32_t next = dfa->next(path[trie_.depth[node] - 1u], trie_.byte[node]);
-    if (next < 0) {
-      node = trie_.skip[node];
-      continue;
-    }
-    for (std::uint32_t t = trie_.first_token[node]; t < trie_.first_token[node + 1]; ++t) {
-      TokenId id = trie_.tokens[t];
-      mask->inside[static_cast<std::size_t>(id) / 32] |= static_cast<std::int32_t>(1u << (id % 32));
-    }
-    if (dfa->accepting(next) && trie_.skip[node] > node + 1)
-      mask->exits.push_back(node);
-    path[trie_.depth[node]] = next;
-    ++node;
-  }
+  std::shared_ptr<const Value> made = make();
   std::lock_guard<std::mutex> lock(mutex_);
-  if (masks_.size() >= kCachedScalarMasks) // also lets the automata of grammars that are gone go
+  // Making room also lets the automata of grammars that are gone go.
+  if (mask_bytes_ > kCachedMaskBytes || masks_.size() + repeat_masks_.size() + repeats_.size() >= kCachedMasks) {
     masks_.clear();
-  return masks_.emplace(std::move(key), std::move(mask)).first->second;
+    repeats_.clear();
+    repeat_masks_.clear();
+    mask_bytes_ = 0;
+  }
+  const auto [at, fresh] = known.emplace(std::move(key), std::move(made));
+  if (fresh)
+    mask_bytes_ += at->second->bytes();
+  return at->second;
+}
+
+std::shared_ptr<const ScalarMask> Vocabulary::scalar_mask(const std::shared_ptr<const Dfa> &dfa,
+                                                          std::int32_t state) const {
+  return once(masks_, DfaState(dfa, state), [&] {
+    auto mask = std::make_shared<ScalarMask>();
+    auto inside = std::make_shared<MaskWords>(words(), 0);
+    Rests rests;
+    const auto next = [&](std::int32_t from, std::uint8_t byte, std::int32_t &to) {
+      to = dfa->next(from, byte);
+      return to >= 0;
+    };
+    walk(trie_, longest_, state, next, [&](std::uint32_t node, std::int32_t at) {
+      for (std::uint32_t t = trie_.first_token[node]; t < trie_.first_token[node + 1]; ++t) {
+        set_bit(*inside, trie_.tokens[t]);
+        ++mask->count;
+      }
+      if (dfa->accepting(at))
+        for (std::uint32_t t = trie_.first_token[node + 1]; t < trie_.first_token[trie_.skip[node]]; ++t)
+          rests[at].emplace_back(std::string_view(token(trie_.tokens[t])).substr(trie_.depth[node]), trie_.tokens[t]);
+      return true;
+    });
+    mask->inside = std::move(inside);
+    for (auto &[at, texts] : rests)
+      mask->exits.push_back({at, TokenTrie(std::move(texts))});
+    return mask;
+  });
+}
+
+std::shared_ptr<const ScalarMask> Vocabulary::repeat_mask(const std::shared_ptr<const Dfa> &unit, std::uint8_t end,
+                                                          std::int32_t state, std::uint32_t least,
+                                                          std::uint32_t most) const {
+  // What no token reaches does not matter.
+  const auto far = static_cast<std::uint32_t>(longest_ + 1);
+  least = std::min(least, far);
+  most = std::min(most, far);
+  const DfaState from(unit, state);
+  return once(repeat_masks_, std::make_tuple(from, end, least, most), [&] {
+    const auto all = once(repeats_, std::make_pair(from, end), [&] {
+      auto found = std::make_shared<Repeats>();
+      struct Place {
+        std::int32_t state;
+        std::uint16_t units;
+        bool ended;
+      };
+      const auto next = [&](const Place &before, std::uint8_t byte, Place &to) {
+        if (before.ended)
+          return false;
+        if (before.state == 0 && byte == end) {
+          to = {0, before.units, true};
+          return true;
+        }
+        to = {unit->next(before.state, byte), before.units, false};
+        if (to.state >= 0 && unit->accepting(to.state))
+          to = {0, static_cast<std::uint16_t>(before.units + 1), false};
+        return to.state >= 0;
+      };
+      walk(trie_, longest_, Place{state, 0, false}, next, [&](std::uint32_t node, const Place &at) {
+        const auto needs = static_cast<std::uint16_t>(at.units + (at.state != 0 ? 1 : 0));
+        for (std::uint32_t t = trie_.first_token[node]; t < trie_.first_token[node + 1]; ++t)
+          found->tokens.push_back({trie_.tokens[t], needs, at.ended});
+        if (at.ended)
+          for (std::uint32_t t = trie_.first_token[node + 1]; t < trie_.first_token[trie_.skip[node]]; ++t)
+            found->exits.push_back({trie_.tokens[t], at.units, trie_.depth[node]});
+        return !at.ended;
+      });
+      std::stable_sort(found->tokens.begin(), found->tokens.end(),
+                       [](const UnitToken &x, const UnitToken &y) { return x.needs < y.needs; });
+      return found;
+    });
+    auto mask = std::make_shared<ScalarMask>();
+    auto inside = std::make_shared<MaskWords>(words(), 0);
+    for (const UnitToken &t : all->tokens) {
+      if (t.needs > most)
+        break;
+      if (t.ends && t.needs < least)
+        continue;
+      set_bit(*inside, t.token);
+      ++mask->count;
+    }
+    mask->inside = std::move(inside);
+    std::vector<std::pair<std::string_view, TokenId>> rests;
+    for (const UnitExit &e : all->exits)
+      if (e.units >= least && e.units <= most)
+        rests.emplace_back(std::string_view(token(e.token)).substr(e.at), e.token);
+    if (!rests.empty())
+      mask->exits.push_back({0, TokenTrie(std::move(rests))});
+    return mask;
+  });
 }
 
 } // namespace toolprm

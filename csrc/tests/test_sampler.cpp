@@ -65,9 +65,10 @@ Mask few(std::vector<TokenId> ids) {
 
 Mask words(const std::vector<TokenId> &ids, std::size_t vocabulary) {
   Mask mask;
-  mask.words.assign((vocabulary + 31) / 32, 0);
+  auto row = std::make_shared<MaskWords>((vocabulary + 31) / 32, 0);
   for (TokenId id : ids)
-    mask.words[static_cast<std::size_t>(id) / 32] |= static_cast<std::int32_t>(1u << (id % 32));
+    set_bit(*row, id);
+  mask.words = row;
   mask.count = static_cast<std::uint32_t>(ids.size());
   return mask;
 }

@@ -137,7 +137,7 @@ void a_vocabulary_serves_all_threads() {
           spelled += vocabulary.token(id);
         wrong[static_cast<std::size_t>(t)] += spelled != text;
         const auto mask = vocabulary.scalar_mask(pass == 2 ? quoted_dfa("a") : dfa, 1);
-        wrong[static_cast<std::size_t>(t)] += !bit(mask->inside.data(), 1);
+        wrong[static_cast<std::size_t>(t)] += !bit(mask->inside->data(), 1);
       }
   });
   for (int w : wrong)

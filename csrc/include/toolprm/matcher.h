@@ -56,6 +56,8 @@ public:
   std::shared_ptr<const Mask> mask() const;
   // Writes them to row, ceil(vocabulary / 32) words, bit = legal.
   void fill_mask(std::int32_t *row) const;
+  // The legal tokens found the slow way, by reading every one of them: what mask() can be checked against.
+  std::vector<TokenId> plain_mask() const;
   // Tokens of the only text that can follow, as the tokenizer would write it; at the end of the run those are left
   // out with which the next byte could still merge. Empty where there is a choice. Throws as Vocabulary::tokenize().
   std::vector<TokenId> forced() const;

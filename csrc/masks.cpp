@@ -1,0 +1,333 @@
+// Which tokens are legal in a state. The trie of the vocabulary is walked along what the configurations can read; what
+// happens inside a free string or behind it is known for the vocabulary already and only cut off where it differs.
+#include <algorithm>
+#include <bit>
+
+#include "automaton.h"
+
+namespace toolprm {
+
+namespace {
+
+constexpr std::size_t kFewTokens = 128; // masks with at most this many tokens are kept as ids
+constexpr std::size_t kFewBytes = 24;   // so many bytes are looked up one by one, more are looked for among the edges
+constexpr std::size_t kBroadState = 40; // scalar states with more next bytes use the vocabulary's own masks
+
+std::uint32_t count_of(const MaskWords &words) {
+  std::uint32_t count = 0;
+  for (std::int32_t w : words)
+    count += static_cast<std::uint32_t>(std::popcount(static_cast<std::uint32_t>(w)));
+  return count;
+}
+
+// Many bytes can be read in the state or right after the only byte that can: a walk would see much of the vocabulary.
+bool is_broad(const Dfa &dfa, std::int32_t state) {
+  const auto &bytes = dfa.allowed(state);
+  const std::size_t count = bytes.count();
+  return count > kBroadState ||
+         (count == 1 &&
+          dfa.allowed(dfa.next(state, static_cast<std::uint8_t>(bytes._Find_first()))).count() > kBroadState);
+}
+
+} // namespace
+
+// Puts a mask together.
+class StatePool::MaskBuilder {
+public:
+  MaskBuilder(StatePool &pool, const Vocabulary &vocabulary)
+      : pool_(pool), program_(pool.program_), vocabulary_(vocabulary) {}
+
+  std::shared_ptr<const Mask> build(const State &state) {
+    for (const Config &c : state.configs)
+      fill(c);
+    if (pool_.complete(state))
+      ids_.insert(ids_.end(), vocabulary_.stop_ids().begin(), vocabulary_.stop_ids().end());
+
+    auto mask = std::make_shared<Mask>();
+    std::sort(ids_.begin(), ids_.end());
+    ids_.erase(std::unique(ids_.begin(), ids_.end()), ids_.end());
+    if (!own_ && base_) {
+      std::erase_if(ids_, [&](TokenId id) { return has_bit(*base_->inside, id); });
+      mask->count = base_->count + static_cast<std::uint32_t>(ids_.size());
+      if (mask->count > kFewTokens && ids_.size() <= kFewTokens) {
+        mask->words = base_->inside;
+        mask->few.assign(ids_.begin(), ids_.end());
+        return mask;
+      }
+      own(); // few altogether, or too many beside the shared ones
+    } else if (!own_ && ids_.size() <= kFewTokens) {
+      mask->count = static_cast<std::uint32_t>(ids_.size());
+      mask->few.assign(ids_.begin(), ids_.end());
+      return mask;
+    }
+    MaskWords &words = own();
+    for (TokenId id : ids_)
+      set_bit(words, id);
+    mask->count = count_of(words);
+    if (mask->count <= kFewTokens) {
+      for (std::size_t w = 0; w < words.size(); ++w)
+        for (auto left = static_cast<std::uint32_t>(words[w]); left; left &= left - 1)
+          mask->few.push_back(static_cast<TokenId>(w * 32 + static_cast<std::size_t>(std::countr_zero(left))));
+    } else {
+      mask->words = std::move(own_);
+    }
+    return mask;
+  }
+
+private:
+  // The words of this mask alone, with all that shared ones say so far.
+  MaskWords &own() {
+    if (!own_) {
+      own_ = base_ ? std::make_shared<MaskWords>(*base_->inside)
+                   : std::make_shared<MaskWords>(vocabulary_.words(), 0);
+      base_ = nullptr;
+    }
+    return *own_;
+  }
+
+  void fill(const Config &c) {
+    const Instruction &in = program_.code[c.ip];
+    const auto state = static_cast<std::int32_t>(c.aux);
+    switch (in.op) {
+    case Op::kScalar: {
+      const auto &dfa = program_.dfas[static_cast<std::size_t>(in.a)];
+      if (!is_broad(*dfa, state))
+        break;
+      std::vector<Live> after; // what may follow the scalar
+      pool_.close(c.ip + 1, c.stack, 0, -1, nullptr, after);
+      add(vocabulary_.scalar_mask(dfa, state), [&](std::int32_t) { return std::span<const Live>(after); });
+      if (dfa->accepting(state))
+        walk(vocabulary_.trie(), after);
+      return;
+    }
+    case Op::kRepeat: {
+      const RepeatSpec &spec = program_.repeats[static_cast<std::size_t>(in.a)];
+      if (spec.end < 0 || !is_broad(*spec.unit, state))
+        break;
+      std::vector<Live> after;
+      pool_.close(c.ip + 2, c.stack, 0, -1, nullptr, after);
+      const std::uint32_t least = spec.min > c.count ? spec.min - c.count : 0;
+      const std::uint32_t most = spec.max == kUnbounded ? kUnbounded : spec.max - c.count;
+      add(vocabulary_.repeat_mask(spec.unit, static_cast<std::uint8_t>(spec.end), state, least, most),
+          [&](std::int32_t) { return std::span<const Live>(after); });
+      return;
+    }
+    case Op::kOtherKey: {
+      const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
+      if (!is_broad(*spec.other_key, state))
+        break;
+      std::vector<Live> after;
+      pool_.enter_other(c, 0, -1, nullptr, after);
+      MaskBuilder keys(pool_, vocabulary_);
+      keys.add(vocabulary_.scalar_mask(spec.other_key, state),
+               [&](std::int32_t) { return std::span<const Live>(after); });
+      if (c.count > 0)
+        keys.remove(spec.keys, c.count - 1);
+      add(keys);
+      return;
+    }
+    default:
+      break;
+    }
+    const Live from{c, -1};
+    walk(vocabulary_.trie(), {&from, 1});
+  }
+
+  // Adds what is known of a scalar; after(state): what may follow where it ends in a state.
+  template <class After> void add(const std::shared_ptr<const ScalarMask> &known, const After &after) {
+    MaskBuilder inside(pool_, vocabulary_);
+    inside.base_ = known;
+    add(inside);
+    for (const ScalarMask::Exit &exit : known->exits)
+      walk(exit.rest, after(exit.state));
+  }
+
+  void add(const MaskBuilder &other) {
+    if (!own_ && !base_ && !other.own_) {
+      base_ = other.base_;
+    } else if (other.own_ || base_ != other.base_) {
+      const MaskWords &theirs = other.own_ ? *other.own_ : *other.base_->inside;
+      MaskWords &words = own();
+      for (std::size_t w = 0; w < words.size(); ++w)
+        words[w] |= theirs[w];
+    }
+    ids_.insert(ids_.end(), other.ids_.begin(), other.ids_.end());
+  }
+
+  // Takes out all tokens that write a declared key from a place in its trie: they are not for a key of any other name.
+  void remove(const KeySet &keys, std::uint32_t from) {
+    const TokenTrie &trie = vocabulary_.trie();
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> open{{from, 0}}; // places in both tries
+    while (!open.empty()) {
+      const auto [key, node] = open.back();
+      open.pop_back();
+      if (keys.leaf[key] >= 0) {
+        MaskWords &words = own();
+        for (std::uint32_t t = trie.first_token[node]; t < trie.first_token[trie.skip[node]]; ++t) {
+          const TokenId id = trie.tokens[t];
+          words[static_cast<std::size_t>(id) / 32] &= ~static_cast<std::int32_t>(1u << (id % 32));
+          std::erase(ids_, id);
+        }
+      }
+      for (std::uint32_t e = keys.child_begin[key]; e < keys.child_begin[key + 1]; ++e)
+        if (const std::uint32_t child = trie.child(node, keys.child_byte[e]))
+          open.emplace_back(keys.child_node[e], child);
+    }
+  }
+
+  // Adds the tokens of a trie that the configurations read.
+  void walk(const TokenTrie &trie, std::span<const Live> from) {
+    live_.assign(from.begin(), from.end());
+    descend(trie, 0, 0);
+  }
+
+  // The tokens below a node; the configurations there are those of live_ from `begin` on.
+  void descend(const TokenTrie &trie, std::uint32_t node, std::size_t begin) {
+    for (;;) {
+      if (trie.skip[node] == node + 1)
+        return;
+      const std::size_t end = live_.size();
+      if (end == begin + 1 && program_.code[live_[begin].config.ip].op == Op::kByte) { // a literal: one way down
+        const Config c = live_[begin].config;
+        node = trie.child(node, program_.code[c.ip].byte);
+        if (node == 0)
+          return;
+        live_.pop_back();
+        pool_.close(c.ip + 1, c.stack, 0, -1, nullptr, live_);
+        emit(trie, node);
+        continue;
+      }
+      break;
+    }
+    // Values that may be over: what comes after them reads too.
+    for (std::size_t i = begin; i < live_.size(); ++i) {
+      const Config c = live_[i].config;
+      const Instruction &in = program_.code[c.ip];
+      if (in.op == Op::kScalar &&
+          program_.dfas[static_cast<std::size_t>(in.a)]->accepting(static_cast<std::int32_t>(c.aux))) {
+        pool_.close(c.ip + 1, c.stack, 0, -1, nullptr, live_);
+        check_ambiguity(live_.size() - begin);
+      }
+    }
+    const std::size_t end = live_.size();
+    std::bitset<256> bytes;
+    for (std::size_t i = begin; i < end; ++i)
+      add_bytes(live_[i].config, bytes);
+    const std::uint32_t first = trie.first_edge[node], last = trie.first_edge[node + 1];
+    if (bytes.count() <= kFewBytes && last - first > kFewBytes) {
+      for (std::size_t b = bytes._Find_first(); b < 256; b = bytes._Find_next(b))
+        if (const std::uint32_t child = trie.child(node, static_cast<std::uint8_t>(b)))
+          visit(trie, child, static_cast<std::uint8_t>(b), begin, end);
+    } else {
+      for (std::uint32_t e = first; e < last; ++e)
+        if (bytes[trie.edge_byte[e]])
+          visit(trie, trie.edge_node[e], trie.edge_byte[e], begin, end);
+    }
+  }
+
+  void visit(const TokenTrie &trie, std::uint32_t child, std::uint8_t byte, std::size_t begin, std::size_t end) {
+    live_.resize(end);
+    for (std::size_t i = begin; i < end; ++i) {
+      const Live now = live_[i]; // a copy: reading adds to live_
+      pool_.read(now.config, -1, byte, 0, nullptr, live_);
+    }
+    if (live_.size() == end)
+      return;
+    if (live_.size() > end + 1) { // configurations that met again are one
+      const auto fresh = live_.begin() + static_cast<std::ptrdiff_t>(end);
+      std::sort(fresh, live_.end(), [](const Live &a, const Live &b) { return a.config < b.config; });
+      live_.erase(
+          std::unique(fresh, live_.end(), [](const Live &a, const Live &b) { return a.config == b.config; }),
+          live_.end());
+      check_ambiguity(live_.size() - end);
+    }
+    emit(trie, child);
+    descend(trie, child, end);
+    live_.resize(end);
+  }
+
+  void emit(const TokenTrie &trie, std::uint32_t node) {
+    for (std::uint32_t t = trie.first_token[node]; t < trie.first_token[node + 1]; ++t)
+      ids_.push_back(trie.tokens[t]);
+  }
+
+  // The bytes that a configuration can read, and perhaps some that it cannot.
+  void add_bytes(const Config &c, std::bitset<256> &bytes) const {
+    const Instruction &in = program_.code[c.ip];
+    switch (in.op) {
+    case Op::kByte:
+      bytes.set(in.byte);
+      break;
+    case Op::kScalar:
+      bytes |= program_.dfas[static_cast<std::size_t>(in.a)]->allowed(static_cast<std::int32_t>(c.aux));
+      break;
+    case Op::kRepeat:
+      bytes |= program_.repeats[static_cast<std::size_t>(in.a)].unit->allowed(static_cast<std::int32_t>(c.aux));
+      break;
+    case Op::kSpace:
+      for (char b : {' ', '\n', '\t', '\r'})
+        bytes.set(static_cast<std::size_t>(b));
+      break;
+    case Op::kNames:
+      program_.name_sets[static_cast<std::size_t>(in.a)].add_bytes(c.aux, bytes);
+      break;
+    case Op::kKey:
+      program_.objects[static_cast<std::size_t>(in.a)].keys.add_bytes(c.aux, bytes);
+      break;
+    case Op::kOtherKey:
+      bytes |= program_.objects[static_cast<std::size_t>(in.a)].other_key->allowed(static_cast<std::int32_t>(c.aux));
+      break;
+    default: // the end of the text
+      break;
+    }
+  }
+
+  StatePool &pool_;
+  const Program &program_;
+  const Vocabulary &vocabulary_;
+  std::shared_ptr<const ScalarMask> base_; // shared words, as long as there are no others
+  std::shared_ptr<MaskWords> own_;
+  std::vector<TokenId> ids_; // further tokens, twice perhaps
+  std::vector<Live> live_;   // one run of configurations a level of the walk
+};
+
+std::shared_ptr<const Mask> StatePool::mask(const State &state, const Vocabulary &vocabulary) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (state.mask)
+      return state.mask;
+  }
+  auto mask = MaskBuilder(*this, vocabulary).build(state);
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!state.mask) {
+    bytes_ += mask->few.size() * sizeof(TokenId) + 96;
+    if (mask->words && mask->words.use_count() == 1)
+      bytes_ += mask->words->size() * sizeof(std::int32_t);
+    state.mask = std::move(mask);
+  }
+  return state.mask;
+}
+
+std::vector<TokenId> StatePool::plain_mask(const State &state, const Vocabulary &vocabulary) {
+  const TokenTrie &trie = vocabulary.trie();
+  std::vector<TokenId> legal;
+  std::vector<const State *> path{&state};
+  for (std::uint32_t node = 1; node < trie.size();) {
+    path.resize(trie.depth[node]);
+    const State *next = advance(*path.back(), trie.byte[node]);
+    if (!next) {
+      node = trie.skip[node];
+      continue;
+    }
+    legal.insert(legal.end(), trie.tokens.begin() + trie.first_token[node],
+                 trie.tokens.begin() + trie.first_token[node + 1]);
+    path.push_back(next);
+    ++node;
+  }
+  if (complete(state))
+    legal.insert(legal.end(), vocabulary.stop_ids().begin(), vocabulary.stop_ids().end());
+  std::sort(legal.begin(), legal.end());
+  return legal;
+}
+
+} // namespace toolprm
