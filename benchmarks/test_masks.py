@@ -69,7 +69,7 @@ class Ours:
 
     def walk(self, compiled: Any, case: Case) -> Walk:
         def run() -> None:
-            matcher = compiled.matcher().core
+            matcher = compiled.matcher()
             for token in case.ids:
                 matcher.fill_mask(self.row)
                 assert matcher.accept(token) is not None
@@ -80,7 +80,7 @@ class Ours:
         matcher = compiled.matcher()
         for token in case.ids[:-1]:
             matcher.accept(token)
-        return matcher.core.fork
+        return matcher.fork
 
 
 class XGrammar:

@@ -83,13 +83,14 @@ const State *StatePool::intern(std::vector<Config> &configs) {
   std::sort(configs.begin(), configs.end());
   configs.erase(std::unique(configs.begin(), configs.end()), configs.end());
   check_ambiguity(configs.size());
-  State probe{configs, nullptr};
+  static thread_local State probe; // looking for a state takes no memory
+  probe.configs.assign(configs.begin(), configs.end());
   std::lock_guard<std::mutex> lock(mutex_);
   auto found = state_index_.find(&probe);
   if (found != state_index_.end())
     return *found;
   bytes_ += sizeof(State) + configs.size() * sizeof(Config) + 64;
-  states_.push_back(std::move(probe));
+  states_.push_back(probe);
   state_index_.insert(&states_.back());
   return &states_.back();
 }
@@ -562,7 +563,7 @@ bool StatePool::read(const Config &c, std::int32_t events, std::uint8_t byte, st
     std::int32_t node = spec.keys.child(c.aux, byte);
     if (node < 0)
       return false;
-    std::vector<std::uint64_t> free;
+    static thread_local std::vector<std::uint64_t> free; // asked for at every byte of a key
     bool other;
     selectable(*c.stack, spec, free, other);
     const std::uint64_t *reach = &spec.keys.reach[static_cast<std::size_t>(node) * spec.words];
@@ -696,8 +697,11 @@ bool StatePool::allowed(const State &state, std::bitset<256> &bytes) {
 
 bool StatePool::complete(const State &state) {
   std::vector<Live> out;
-  for (const Config &c : state.configs)
-    stop({c, -1}, 0, nullptr, out);
+  for (const Config &c : state.configs) {
+    const Instruction &in = program_.code[c.ip];
+    if (in.op == Op::kStop || in.op == Op::kScalar)
+      stop({c, -1}, 0, nullptr, out);
+  }
   return !out.empty();
 }
 

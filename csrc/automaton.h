@@ -204,6 +204,10 @@ public:
 
   // The legal tokens; kept with the state.
   std::shared_ptr<const Mask> mask(const State &state, const Vocabulary &vocabulary);
+  bool knows_mask(const State &state) const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return state.mask != nullptr;
+  }
   // The same found the slow way, by reading the bytes of all tokens: what mask() is checked against.
   std::vector<TokenId> plain_mask(const State &state, const Vocabulary &vocabulary);
   const Program &program() const { return program_; }

@@ -78,8 +78,7 @@ private:
   // The words of this mask alone, with all that shared ones say so far.
   MaskWords &own() {
     if (!own_) {
-      own_ = base_ ? std::make_shared<MaskWords>(*base_->inside)
-                   : std::make_shared<MaskWords>(vocabulary_.words(), 0);
+      own_ = base_ ? std::make_shared<MaskWords>(*base_->inside) : std::make_shared<MaskWords>(vocabulary_.words(), 0);
       base_ = nullptr;
     }
     return *own_;
@@ -163,8 +162,7 @@ private:
       open.pop_back();
       if (keys.leaf[key] >= 0) {
         MaskWords &words = own();
-        for (std::uint32_t t = trie.first_token[node]; t < trie.first_token[trie.skip[node]]; ++t) {
-          const TokenId id = trie.tokens[t];
+        for (TokenId id : trie.tokens_from(node)) {
           words[static_cast<std::size_t>(id) / 32] &= ~static_cast<std::int32_t>(1u << (id % 32));
           std::erase(ids_, id);
         }
@@ -184,7 +182,7 @@ private:
   // The tokens below a node; the configurations there are those of live_ from `begin` on.
   void descend(const TokenTrie &trie, std::uint32_t node, std::size_t begin) {
     for (;;) {
-      if (trie.skip[node] == node + 1)
+      if (trie.is_leaf(node))
         return;
       const std::size_t end = live_.size();
       if (end == begin + 1 && program_.code[live_[begin].config.ip].op == Op::kByte) { // a literal: one way down
@@ -213,15 +211,15 @@ private:
     std::bitset<256> bytes;
     for (std::size_t i = begin; i < end; ++i)
       add_bytes(live_[i].config, bytes);
-    const std::uint32_t first = trie.first_edge[node], last = trie.first_edge[node + 1];
-    if (bytes.count() <= kFewBytes && last - first > kFewBytes) {
+    const auto edges = trie.edges(node);
+    if (edges.size() > kFewBytes && bytes.count() <= kFewBytes) {
       for (std::size_t b = bytes._Find_first(); b < 256; b = bytes._Find_next(b))
         if (const std::uint32_t child = trie.child(node, static_cast<std::uint8_t>(b)))
           visit(trie, child, static_cast<std::uint8_t>(b), begin, end);
     } else {
-      for (std::uint32_t e = first; e < last; ++e)
-        if (bytes[trie.edge_byte[e]])
-          visit(trie, trie.edge_node[e], trie.edge_byte[e], begin, end);
+      for (const TokenTrie::Edge &edge : edges)
+        if (bytes[edge.byte])
+          visit(trie, edge.node, edge.byte, begin, end);
     }
   }
 
@@ -236,9 +234,8 @@ private:
     if (live_.size() > end + 1) { // configurations that met again are one
       const auto fresh = live_.begin() + static_cast<std::ptrdiff_t>(end);
       std::sort(fresh, live_.end(), [](const Live &a, const Live &b) { return a.config < b.config; });
-      live_.erase(
-          std::unique(fresh, live_.end(), [](const Live &a, const Live &b) { return a.config == b.config; }),
-          live_.end());
+      live_.erase(std::unique(fresh, live_.end(), [](const Live &a, const Live &b) { return a.config == b.config; }),
+                  live_.end());
       check_ambiguity(live_.size() - end);
     }
     emit(trie, child);
@@ -247,8 +244,8 @@ private:
   }
 
   void emit(const TokenTrie &trie, std::uint32_t node) {
-    for (std::uint32_t t = trie.first_token[node]; t < trie.first_token[node + 1]; ++t)
-      ids_.push_back(trie.tokens[t]);
+    for (TokenId id : trie.tokens(node))
+      ids_.push_back(id);
   }
 
   // The bytes that a configuration can read, and perhaps some that it cannot.
@@ -313,14 +310,13 @@ std::vector<TokenId> StatePool::plain_mask(const State &state, const Vocabulary 
   std::vector<TokenId> legal;
   std::vector<const State *> path{&state};
   for (std::uint32_t node = 1; node < trie.size();) {
-    path.resize(trie.depth[node]);
-    const State *next = advance(*path.back(), trie.byte[node]);
+    path.resize(trie[node].depth);
+    const State *next = advance(*path.back(), trie[node].byte);
     if (!next) {
-      node = trie.skip[node];
+      node = trie[node].skip;
       continue;
     }
-    legal.insert(legal.end(), trie.tokens.begin() + trie.first_token[node],
-                 trie.tokens.begin() + trie.first_token[node + 1]);
+    legal.insert(legal.end(), trie.tokens(node).begin(), trie.tokens(node).end());
     path.push_back(next);
     ++node;
   }

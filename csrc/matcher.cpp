@@ -1,7 +1,11 @@
 #include "toolprm/matcher.h"
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
 #include <stdexcept>
+#include <thread>
 
 #include "automaton.h"
 #include "literals.h"
@@ -40,19 +44,20 @@ struct Matcher::Node {
   }
 };
 
-Matcher::Matcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const Vocabulary> vocabulary)
-    : grammar_(std::move(grammar)), vocabulary_(std::move(vocabulary)) {
-  if (!grammar_ || !vocabulary_)
+Matcher::Matcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const Vocabulary> vocabulary) {
+  if (!grammar || !vocabulary)
     throw std::invalid_argument("a matcher needs a grammar and a vocabulary");
-  pool_ = grammar_->pool(vocabulary_);
+  auto pool = grammar->pool(vocabulary);
+  source_ = std::make_shared<const Source>(Source{std::move(grammar), std::move(vocabulary), std::move(pool)});
   auto node = std::make_shared<Node>();
-  node->state = pool_->initial();
+  node->state = this->pool().initial();
   node_ = std::move(node);
 }
 
 namespace {
 
 constexpr std::size_t kTriedBytes = 16;
+constexpr std::size_t kMasksAThread = 16; // to start a thread takes about as long as so many masks
 
 // The key of the member that a step's text ends with; the text begins right after the step before. value: where the
 // member's value begins.
@@ -95,15 +100,20 @@ std::string pointer_token(std::string_view key) {
 bool Matcher::read(std::string_view bytes, bool stop, TokenId token, std::vector<Step> *steps) {
   if (node_->stopped)
     return false;
-  std::vector<Live> live, next;
+  // Kept between calls: their memory would be asked for at every token.
+  static thread_local std::vector<Live> live, next;
+  static thread_local std::vector<Event> log;
+  static thread_local std::vector<Config> configs;
+  StatePool &states = pool();
+  live.clear();
+  log.clear();
   for (const Config &c : node_->state->configs)
     live.push_back({c, -1});
-  std::vector<Event> log;
   std::uint32_t position = node_->end;
   for (char b : bytes) {
     next.clear();
     for (const Live &l : live)
-      pool_->step(l, static_cast<std::uint8_t>(b), position, &log, next);
+      states.step(l, static_cast<std::uint8_t>(b), position, &log, next);
     if (next.empty())
       return false;
     if (next.size() > 1) {
@@ -119,17 +129,17 @@ bool Matcher::read(std::string_view bytes, bool stop, TokenId token, std::vector
   if (stop) {
     next.clear();
     for (const Live &l : live)
-      pool_->stop(l, position, &log, next);
+      states.stop(l, position, &log, next);
     if (next.empty())
       return false;
     live.swap(next);
   }
   auto node = std::make_shared<Node>();
-  std::vector<Config> configs;
+  configs.clear();
   if (!stop)
     for (const Live &l : live)
       configs.push_back(l.config);
-  node->state = pool_->intern(configs);
+  node->state = states.intern(configs);
   node->token = token;
   node->tokens = node_->tokens + 1;
   node->bytes.assign(bytes);
@@ -150,7 +160,7 @@ bool Matcher::read(std::string_view bytes, bool stop, TokenId token, std::vector
     for (const Node *n = node_.get(); n && n->end > node_->boundary; n = n->parent.get())
       for (std::size_t i = n->bytes.size(), at = n->end; i-- > 0 && at-- > node_->boundary;)
         written[at - node_->boundary] = n->bytes[i];
-    const bool calls = grammar_->program().calls;
+    const bool calls = grammar().program().calls;
     for (auto e = ended.rbegin(); e != ended.rend(); ++e) {
       e->end = std::max(e->end, node->boundary); // steps lie end to end
       Step step{e->kind,
@@ -193,11 +203,11 @@ bool Matcher::read(std::string_view bytes, bool stop, TokenId token, std::vector
 }
 
 bool Matcher::accept(TokenId token, std::vector<Step> *steps) {
-  if (!vocabulary_->contains(token))
+  if (!vocabulary().contains(token))
     return false;
-  if (vocabulary_->is_stop(token))
+  if (vocabulary().is_stop(token))
     return read({}, true, token, steps);
-  const std::string &bytes = vocabulary_->token(token);
+  const std::string &bytes = vocabulary().token(token);
   return !bytes.empty() && read(bytes, false, token, steps);
 }
 
@@ -213,24 +223,52 @@ void Matcher::rollback(std::size_t count) {
     node_ = node_->parent;
 }
 
-std::shared_ptr<const Mask> Matcher::mask() const { return pool_->mask(*node_->state, *vocabulary_); }
+std::shared_ptr<const Mask> Matcher::mask() const { return pool().mask(*node_->state, vocabulary()); }
 
-std::vector<TokenId> Matcher::plain_mask() const { return pool_->plain_mask(*node_->state, *vocabulary_); }
+bool Matcher::knows_mask() const { return pool().knows_mask(*node_->state); }
 
-void Matcher::fill_mask(std::int32_t *row) const {
-  mask()->write({row, vocabulary_->words()});
+void fill_masks(std::span<const Matcher *const> matchers, std::span<std::int32_t> rows, std::size_t threads) {
+  const std::size_t width = matchers.empty() ? 0 : rows.size() / matchers.size();
+  std::atomic<std::size_t> next = 0;
+  std::exception_ptr failure;
+  std::mutex failing;
+  const auto work = [&] {
+    try {
+      for (std::size_t i = next++; i < matchers.size(); i = next++)
+        matchers[i]->fill_mask(rows.subspan(i * width, width));
+    } catch (...) {
+      next = matchers.size();
+      std::lock_guard<std::mutex> lock(failing);
+      failure = std::current_exception();
+    }
+  };
+  std::size_t unknown = 0;
+  for (const Matcher *matcher : matchers)
+    unknown += static_cast<std::size_t>(!matcher->knows_mask());
+  std::vector<std::thread> others;
+  for (std::size_t t = 1; t < std::min(threads, unknown / kMasksAThread); ++t)
+    others.emplace_back(work);
+  work();
+  for (std::thread &other : others)
+    other.join();
+  if (failure)
+    std::rethrow_exception(failure);
 }
+
+std::vector<TokenId> Matcher::plain_mask() const { return pool().plain_mask(*node_->state, vocabulary()); }
+
+void Matcher::fill_mask(std::span<std::int32_t> row) const { mask()->write(row); }
 
 std::string Matcher::forced_bytes(std::size_t limit) const {
   std::string out;
   const State *state = node_->state;
   while (out.size() < limit) {
     std::bitset<256> bytes;
-    if (pool_->allowed(*state, bytes) || bytes.count() != 1)
+    if (pool().allowed(*state, bytes) || bytes.count() != 1)
       break;
     std::size_t byte = bytes._Find_first();
     out += static_cast<char>(byte);
-    state = pool_->advance(*state, static_cast<std::uint8_t>(byte));
+    state = pool().advance(*state, static_cast<std::uint8_t>(byte));
   }
   return out;
 }
@@ -239,19 +277,19 @@ std::vector<TokenId> Matcher::forced() const {
   const std::string bytes = forced_bytes();
   if (bytes.empty())
     return {};
-  std::vector<TokenId> ids = vocabulary_->tokenize(bytes);
+  std::vector<TokenId> ids = vocabulary().tokenize(bytes);
   // States at the token starts near the end, and behind the run.
   std::vector<std::size_t> starts;
   std::size_t at = 0;
   for (TokenId id : ids) {
     starts.push_back(at);
-    at += vocabulary_->token(id).size();
+    at += vocabulary().token(id).size();
   }
   std::size_t look = ids.size() > 4 ? ids.size() - 4 : 0;
   const State *state = node_->state;
   for (char b : bytes)
-    state = pool_->advance(*state, static_cast<std::uint8_t>(b));
-  const TokenTrie &trie = vocabulary_->trie();
+    state = pool().advance(*state, static_cast<std::uint8_t>(b));
+  const TokenTrie &trie = vocabulary().trie();
   for (std::size_t i = look; i < ids.size(); ++i) {
     // Is there a legal token that begins with what is left of the run and goes beyond it?
     std::uint32_t node = 0;
@@ -263,15 +301,15 @@ std::vector<TokenId> Matcher::forced() const {
     if (!on)
       continue;
     std::vector<const State *> path{state};
-    for (std::uint32_t n = node + 1; n < trie.skip[node];) {
-      std::size_t depth = static_cast<std::size_t>(trie.depth[n] - trie.depth[node]);
+    for (std::uint32_t n = node + 1; n < trie[node].skip;) {
+      std::size_t depth = static_cast<std::size_t>(trie[n].depth - trie[node].depth);
       path.resize(depth);
-      const State *next = pool_->advance(*path.back(), trie.byte[n]);
+      const State *next = pool().advance(*path.back(), trie[n].byte);
       if (!next) {
-        n = trie.skip[n];
+        n = trie[n].skip;
         continue;
       }
-      if (trie.first_token[n] < trie.first_token[n + 1]) {
+      if (!trie.tokens(n).empty()) {
         ids.resize(i);
         return ids;
       }
@@ -281,35 +319,35 @@ std::vector<TokenId> Matcher::forced() const {
   }
   // A byte more can also move a border further back: `"}}` becomes `"}` and `},`. Few bytes can be tried.
   std::bitset<256> next;
-  pool_->allowed(*state, next);
+  pool().allowed(*state, next);
   if (next.count() <= kTriedBytes)
-    for (std::uint32_t n = 1; n < trie.size() && trie.byte[n] < 0x80; n = trie.skip[n]) // bytes that are tokens
-      if (const std::uint8_t b = trie.byte[n]; next[b] && trie.first_token[n] < trie.first_token[n + 1]) {
-        const std::vector<TokenId> longer = vocabulary_->tokenize(bytes + static_cast<char>(b));
+    for (const auto &[n, b] : trie.edges(0)) // bytes that are tokens
+      if (b < 0x80 && next[b] && !trie.tokens(n).empty()) {
+        const std::vector<TokenId> longer = vocabulary().tokenize(bytes + static_cast<char>(b));
         ids.erase(std::mismatch(ids.begin(), ids.end(), longer.begin(), longer.end()).first, ids.end());
       }
   return ids;
 }
 
-std::uint32_t Matcher::closing_bytes() const { return pool_->cost(*node_->state); }
+std::uint32_t Matcher::closing_bytes() const { return pool().cost(*node_->state); }
 
 std::string Matcher::closing() const {
   std::string out;
   if (node_->stopped)
     return out;
   const State *state = node_->state;
-  while (!pool_->complete(*state)) {
-    std::uint32_t cost = pool_->cost(*state);
+  while (!pool().complete(*state)) {
+    std::uint32_t cost = pool().cost(*state);
     std::bitset<256> bytes;
-    pool_->allowed(*state, bytes);
+    pool().allowed(*state, bytes);
     const State *best = nullptr;
     std::uint32_t least = kInfinite;
     std::size_t taken = 0;
     for (std::size_t b = 0; b < 256; ++b) {
       if (!bytes[b])
         continue;
-      const State *next = pool_->advance(*state, static_cast<std::uint8_t>(b));
-      std::uint32_t after = next ? pool_->cost(*next) : kInfinite;
+      const State *next = pool().advance(*state, static_cast<std::uint8_t>(b));
+      std::uint32_t after = next ? pool().cost(*next) : kInfinite;
       if (after < least) {
         least = after;
         best = next;
@@ -326,10 +364,10 @@ std::string Matcher::closing() const {
   return out;
 }
 
-bool Matcher::is_complete() const { return node_->stopped || pool_->complete(*node_->state); }
+bool Matcher::is_complete() const { return node_->stopped || pool().complete(*node_->state); }
 bool Matcher::is_over() const {
   std::bitset<256> bytes;
-  return node_->stopped || (pool_->allowed(*node_->state, bytes) && bytes.none());
+  return node_->stopped || (pool().allowed(*node_->state, bytes) && bytes.none());
 }
 bool Matcher::is_stopped() const { return node_->stopped; }
 const State *Matcher::state() const { return node_->state; }

@@ -18,41 +18,37 @@ constexpr std::size_t kCachedMaskBytes = std::size_t{64} << 20;
 
 TokenTrie::TokenTrie(std::vector<std::pair<std::string_view, TokenId>> texts) {
   std::sort(texts.begin(), texts.end());
-  byte.push_back(0);
-  depth.push_back(0);
-  skip.push_back(0);
-  first_token.push_back(0);
+  nodes_.emplace_back();
   std::vector<std::uint32_t> path{0}; // nodes from the root to the last inserted token
+  const auto here = [&] { return static_cast<std::uint32_t>(nodes_.size()); };
   std::string_view previous;
   for (const auto &[text, id] : texts) {
     std::size_t shared = 0;
     while (shared < previous.size() && shared < text.size() && previous[shared] == text[shared])
       ++shared;
     while (path.size() > shared + 1) {
-      skip[path.back()] = static_cast<std::uint32_t>(size());
+      nodes_[path.back()].skip = here();
       path.pop_back();
     }
     for (std::size_t i = shared; i < text.size(); ++i) {
-      path.push_back(static_cast<std::uint32_t>(size()));
-      byte.push_back(static_cast<std::uint8_t>(text[i]));
-      depth.push_back(static_cast<std::uint16_t>(i + 1));
-      skip.push_back(0);
-      first_token.push_back(static_cast<std::uint32_t>(tokens.size()));
+      path.push_back(here());
+      nodes_.push_back({0, static_cast<std::uint32_t>(tokens_.size()), 0, static_cast<std::uint16_t>(i + 1),
+                        static_cast<std::uint8_t>(text[i])});
     }
-    tokens.push_back(id);
+    tokens_.push_back(id);
     previous = text;
   }
   for (std::uint32_t node : path)
-    skip[node] = static_cast<std::uint32_t>(size());
-  first_token.push_back(static_cast<std::uint32_t>(tokens.size()));
+    nodes_[node].skip = here();
+  nodes_.push_back({0, static_cast<std::uint32_t>(tokens_.size()), 0, 0, 0});
   for (std::uint32_t node = 0; node < size(); ++node) {
-    first_edge.push_back(static_cast<std::uint32_t>(edge_byte.size()));
-    for (std::uint32_t c = node + 1; c < skip[node]; c = skip[c]) {
-      edge_byte.push_back(byte[c]);
-      edge_node.push_back(c);
-    }
+    nodes_[node].first_edge = static_cast<std::uint32_t>(edges_.size());
+    for (std::uint32_t c = node + 1; c < nodes_[node].skip; c = nodes_[c].skip)
+      edges_.push_back({c, nodes_[c].byte});
   }
-  first_edge.push_back(static_cast<std::uint32_t>(edge_byte.size()));
+  nodes_.back().first_edge = static_cast<std::uint32_t>(edges_.size());
+  for (const Edge &edge : edges(0))
+    first_[edge.byte] = edge.node;
 }
 
 Vocabulary::Vocabulary(std::vector<std::string> tokens, std::vector<TokenId> stop_ids, Tokenize tokenize)
@@ -100,8 +96,8 @@ std::vector<TokenId> Vocabulary::longest_match(std::string_view bytes) const {
       node = trie_.child(node, static_cast<std::uint8_t>(bytes[i]));
       if (node == 0)
         break;
-      if (trie_.first_token[node] < trie_.first_token[node + 1]) {
-        best = trie_.tokens[trie_.first_token[node]];
+      if (!trie_.tokens(node).empty()) {
+        best = trie_.tokens(node).front();
         length = i + 1 - at;
       }
     }
@@ -167,11 +163,11 @@ template <class S, class Next, class Visit>
 void walk(const TokenTrie &trie, std::size_t longest, S state, const Next &next, const Visit &visit) {
   std::vector<S> path(longest + 1, state);
   for (std::uint32_t node = 1; node < trie.size();) {
-    const std::uint16_t depth = trie.depth[node];
-    if (next(path[depth - 1u], trie.byte[node], path[depth]) && visit(node, path[depth]))
+    const TokenTrie::Node &at = trie[node];
+    if (next(path[at.depth - 1u], at.byte, path[at.depth]) && visit(node, path[at.depth]))
       ++node;
     else
-      node = trie.skip[node];
+      node = at.skip;
   }
 }
 
@@ -225,13 +221,13 @@ std::shared_ptr<const ScalarMask> Vocabulary::scalar_mask(const std::shared_ptr<
       return to >= 0;
     };
     walk(trie_, longest_, state, next, [&](std::uint32_t node, std::int32_t at) {
-      for (std::uint32_t t = trie_.first_token[node]; t < trie_.first_token[node + 1]; ++t) {
-        set_bit(*inside, trie_.tokens[t]);
+      for (TokenId id : trie_.tokens(node)) {
+        set_bit(*inside, id);
         ++mask->count;
       }
       if (dfa->accepting(at))
-        for (std::uint32_t t = trie_.first_token[node + 1]; t < trie_.first_token[trie_.skip[node]]; ++t)
-          rests[at].emplace_back(std::string_view(token(trie_.tokens[t])).substr(trie_.depth[node]), trie_.tokens[t]);
+        for (TokenId id : trie_.tokens_below(node))
+          rests[at].emplace_back(std::string_view(token(id)).substr(trie_[node].depth), id);
       return true;
     });
     mask->inside = std::move(inside);
@@ -271,11 +267,11 @@ std::shared_ptr<const ScalarMask> Vocabulary::repeat_mask(const std::shared_ptr<
       };
       walk(trie_, longest_, Place{state, 0, false}, next, [&](std::uint32_t node, const Place &at) {
         const auto needs = static_cast<std::uint16_t>(at.units + (at.state != 0 ? 1 : 0));
-        for (std::uint32_t t = trie_.first_token[node]; t < trie_.first_token[node + 1]; ++t)
-          found->tokens.push_back({trie_.tokens[t], needs, at.ended});
+        for (TokenId id : trie_.tokens(node))
+          found->tokens.push_back({id, needs, at.ended});
         if (at.ended)
-          for (std::uint32_t t = trie_.first_token[node + 1]; t < trie_.first_token[trie_.skip[node]]; ++t)
-            found->exits.push_back({trie_.tokens[t], at.units, trie_.depth[node]});
+          for (TokenId id : trie_.tokens_below(node))
+            found->exits.push_back({id, at.units, trie_[node].depth});
         return !at.ended;
       });
       std::stable_sort(found->tokens.begin(), found->tokens.end(),

@@ -343,7 +343,7 @@ class Decoder:
             return _decoded(result, grammar, (len(prompt), len(reward_prompt)), {"prepare": prepare, **seconds})
 
         return Work(
-            matcher=grammar.matcher().core,
+            matcher=grammar.matcher(),
             options=search.core_options(max_tokens),
             prompt=prompt,
             reward_prompt=reward_prompt,

@@ -37,7 +37,7 @@ Seen walk(Matcher m, std::uint32_t number) {
   std::vector<Matcher> forks;
   for (int i = 0; i < 40; ++i) {
     std::vector<std::int32_t> row(m.vocabulary().words());
-    m.fill_mask(row.data());
+    m.fill_mask(row);
     Ids legal;
     for (std::size_t id = 1; id < m.vocabulary().size(); ++id)
       if (bit(row.data(), id))

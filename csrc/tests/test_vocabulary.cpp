@@ -17,10 +17,11 @@ std::map<std::string, std::set<TokenId>> spelled(const TokenTrie &trie) {
   std::map<std::string, std::set<TokenId>> found;
   std::string path;
   for (std::uint32_t node = 1; node < trie.size(); ++node) {
-    path.resize(trie.depth[node] - 1u);
-    path += static_cast<char>(trie.byte[node]);
-    for (std::uint32_t t = trie.first_token[node]; t < trie.first_token[node + 1]; ++t)
-      found[path].insert(trie.tokens[t]);
+    path.resize(trie[node].depth - 1u);
+    path += static_cast<char>(trie[node].byte);
+    found[path].insert(trie.tokens(node).begin(), trie.tokens(node).end());
+    if (found[path].empty())
+      found.erase(path);
   }
   return found;
 }

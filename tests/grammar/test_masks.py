@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from toolprm_decode import _core
+
 from toolprm_decode.grammar import CallGrammar, Matcher
 
 from .cases import COUNTED, FORMATS, PARAMETERS, small_tokenizer, tool
@@ -29,10 +29,10 @@ def offered(matcher: Matcher, size: int) -> set[int]:
 
 def accepted(matcher: Matcher, tokens: Any) -> set[int]:
     """The token ids of `tokens` that a fork accepts."""
-    return {token for token in tokens if matcher._core.fork().accept(token) is not None}
+    return {token for token in tokens if matcher.fork().try_accept(token) is not None}
 
 
-def check_closing(core: _core.Matcher) -> None:
+def check_closing(core: Matcher) -> None:
     """The shortest end is legal and as long as it was said to be, and no single byte more shortens it."""
     promised, end = core.closing_bytes, core.closing()
     assert len(end) == promised
@@ -51,7 +51,7 @@ def walk(matcher: Matcher, grammar: CallGrammar, rng: random.Random, length: int
         check(matcher, legal)
         if matcher.is_complete and rng.random() < 0.3:
             break
-        end = matcher._core.closing()
+        end = matcher.closing()
         if end and rng.random() < hurry:
             token = grammar._vocabulary.tokenize(end[: rng.randrange(1, 9)])[0]
             token = token if token in legal else rng.choice(sorted(legal))
@@ -61,7 +61,7 @@ def walk(matcher: Matcher, grammar: CallGrammar, rng: random.Random, length: int
         if matcher.is_stopped:
             assert offered(matcher, size) == set()
             return
-    check_closing(matcher._core)
+    check_closing(matcher)
 
 
 def grammars(name: str, tokenizer: PreTrainedTokenizerFast) -> list[CallGrammar]:
@@ -87,7 +87,7 @@ def test_masks_equal_trying_every_token(name: str) -> None:
 
     def check(matcher: Matcher, legal: set[int]) -> None:
         assert legal == accepted(matcher, range(grammar.vocabulary_size)), matcher.text
-        check_closing(matcher._core)
+        check_closing(matcher)
 
     for grammar in grammars(name, tokenizer):
         for _ in range(4):
@@ -106,7 +106,7 @@ def test_masks_equal_trying_tokens_of_a_large_vocabulary(name: str, qwen_tokeniz
         assert accepted(matcher, inside) == set(inside), matcher.text
         outside = rng.sample(range(size), 1500)
         assert accepted(matcher, outside) == legal & set(outside), matcher.text
-        check_closing(matcher._core)
+        check_closing(matcher)
 
     for _ in range(3):
         walk(grammar.matcher(), grammar, rng, 25, check)
@@ -115,14 +115,14 @@ def test_masks_equal_trying_tokens_of_a_large_vocabulary(name: str, qwen_tokeniz
 @pytest.mark.parametrize("unit", [b"[", b'{"a": ', b'[{"b": [', b'[1, {"c": null, "d": '])
 def test_deep_values_can_still_be_closed(unit: bytes) -> None:
     grammar = CallGrammar.for_schema({}, small_tokenizer())
-    core = grammar.matcher()._core
+    core = grammar.matcher()
     written = 0
     while written < 2000 and core.accept_bytes(unit[:1]) is not None:
         written += 1
         unit = unit[1:] + unit[:1]
         check_closing(core)
-        assert offered(Matcher(core), grammar.vocabulary_size)
-    assert core.text.count(b"[") + core.text.count(b"{") > 60
+        assert offered(core, grammar.vocabulary_size)
+    assert core.text.count("[") + core.text.count("{") > 60
 
 
 def test_deep_recursion_of_a_schema_can_still_be_closed() -> None:
@@ -137,7 +137,7 @@ def test_deep_recursion_of_a_schema_can_still_be_closed() -> None:
     }
     grammar = CallGrammar.for_schema(node, small_tokenizer())
     for _ in range(5):
-        core, deepest = grammar.matcher()._core, 0
+        core, deepest = grammar.matcher(), 0
         for _ in range(1500):
             legal = [bytes([b]) for b in range(256) if core.fork().accept_bytes(bytes([b])) is not None]
             check_closing(core)
@@ -146,5 +146,5 @@ def test_deep_recursion_of_a_schema_can_still_be_closed() -> None:
             if not legal:
                 break
             core.accept_bytes(rng.choice(opening or legal))
-            deepest = max(deepest, sum(core.text.count(b) for b in (b"[", b"{")))
+            deepest = max(deepest, sum(core.text.count(b) for b in "[{"))
         assert deepest > 60

@@ -37,7 +37,7 @@ def replayed(grammar: CallGrammar, tokens: Sequence[int]) -> Matcher:
 
 def picture(matcher: Matcher, grammar: CallGrammar) -> tuple[Any, ...]:
     """Everything that can be asked of a matcher."""
-    core = matcher._core
+    core = matcher
     mask = sorted(offered(matcher, grammar.vocabulary_size))
     asked = (matcher.text, matcher.tokens, matcher.steps, matcher.is_complete, matcher.is_stopped, matcher.forced())
     return (*asked, mask, core.closing_bytes, core.forced_bytes())
@@ -73,7 +73,7 @@ def test_forks_and_rollbacks_agree_with_reading_anew(name: str) -> None:
                         matcher.accept(tokens[-1])
             anew = replayed(grammar, tokens)
             assert picture(matcher, grammar) == picture(anew, grammar)
-            assert matcher._core.state_key == anew._core.state_key, "equal states are one"
+            assert matcher.state_key == anew.state_key, "equal states are one"
 
 
 def test_rollback_beyond_the_start_is_an_error() -> None:
@@ -159,9 +159,9 @@ def test_forced_tokens_are_the_only_way_on(name: str) -> None:
     rng = random.Random(name)
 
     def check(matcher: Matcher, legal: set[int]) -> None:
-        run, forced = matcher._core.forced_bytes(), matcher.forced()
+        run, forced = matcher.forced_bytes(), matcher.forced()
         # The run itself: one byte is legal at a time, and the text cannot end before.
-        ahead = matcher._core.fork()
+        ahead = matcher.fork()
         for byte in run:
             assert not ahead.is_complete
             assert [b for b in range(256) if ahead.fork().accept_bytes(bytes([b])) is not None] == [byte]

@@ -132,7 +132,7 @@ def test_damaged_texts_of_every_kind_of_schema(name: str) -> None:
             matcher = grammar.matcher()
             walk(matcher, grammar, rng, 40, lambda matcher, legal: None)
             if not matcher.is_stopped:
-                matcher._core.accept_bytes(matcher._core.closing())
+                matcher.accept_bytes(matcher.closing())
             text = matcher.text
             assert judge(text, format, tools).legal, f"accepted: {text!r}"
             assert grammar.format is not None

@@ -194,7 +194,7 @@ def test_an_optional_value_that_never_ends_is_never_begun() -> None:
     schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}, "b": STRING}, "$defs": {"a": endless}}
     grammar = CallGrammar.for_schema({**schema, "additionalProperties": False}, small_tokenizer())
     assert grammar.accepts('{"b": "x"}')
-    matcher = grammar.matcher()._core
+    matcher = grammar.matcher()
     assert matcher.accept_bytes(b'{"a') is None
 
 
@@ -266,7 +266,7 @@ def test_alternatives_that_overlap_without_end() -> None:
     with pytest.raises(BudgetExceeded, match="overlap"):
         grammar.accepts('[{"name": "f", "arguments": {"x": 1}}]')
     matcher = grammar.matcher()
-    matcher._core.accept_bytes(b'[{"name": "f", "arguments": {"x":')
+    matcher.accept_bytes(b'[{"name": "f", "arguments": {"x":')
     with pytest.raises(BudgetExceeded, match="overlap"):
         matcher.accept(small_tokenizer().convert_tokens_to_ids("Ġ"))
     assert matcher.text.endswith('"x":')
@@ -294,7 +294,7 @@ def test_branching_references_beside_other_keywords_stay_small() -> None:
 def test_huge_counts_cost_nothing() -> None:
     schema = {"type": "array", "items": {"type": "string", "maxLength": 2**31}, "minItems": 10**6}
     matcher = CallGrammar.for_schema(schema, small_tokenizer()).matcher()
-    assert matcher._core.closing_bytes == 2 + 10**6 * 2 + (10**6 - 1) * 2
+    assert matcher.closing_bytes == 2 + 10**6 * 2 + (10**6 - 1) * 2
     grammar = CallGrammar.for_schema({"type": "string", "minLength": 10**6}, small_tokenizer())
     assert not grammar.accepts('"' + "é" * (10**6 - 1) + '"')
     assert grammar.accepts('"' + "é" * 10**6 + '"')

@@ -56,7 +56,7 @@ def test_steps_of_random_answers(name: str) -> None:
                 matcher = grammar.matcher()
                 walk(matcher, grammar, rng, 50, lambda matcher, legal: None)
                 if not matcher.is_stopped:
-                    matcher._core.accept_bytes(matcher._core.closing())
+                    matcher.accept_bytes(matcher.closing())
                 text = matcher.text
                 calls = grammar.format.parse(text, [tool.name for tool in grammar.tools])
                 check(grammar, text, steps_of(text, format, calls), rng)

@@ -19,7 +19,7 @@ from .cases import FORMATS, small_tokenizer
 
 def check(grammar: CallGrammar) -> None:
     """An answer can be begun, and closed with a legal text."""
-    core = grammar.matcher()._core
+    core = grammar.matcher()
     text = core.closing()
     assert grammar.accepts(text)
     kinds = [step.kind for step in grammar.steps(text)]
@@ -39,7 +39,7 @@ def test_bfcl_with_real_tokenizers(tokenizer: str, data_dir: Path, request: pyte
         grammar = CallGrammar(tools, model, FORMATS[number % len(FORMATS)], allow_no_call=not tools)
         check(grammar)
         matcher = grammar.matcher()
-        for token in grammar._vocabulary.tokenize(matcher._core.closing()):
+        for token in grammar._vocabulary.tokenize(matcher.closing()):
             matcher.accept(token)
         assert matcher.is_complete
 

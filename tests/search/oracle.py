@@ -132,7 +132,7 @@ class Oracle:
         return [i for i in range(len(self.vocabulary)) if row[i // 32] >> (i % 32) & 1]
 
     def closing(self, tokens: Sequence[int]) -> list[int]:
-        return self.vocabulary.tokenize(self.matcher(tokens).core.closing())
+        return self.vocabulary.tokenize(self.matcher(tokens).closing())
 
     def fits(self, tokens: Sequence[int]) -> bool:
         return len(tokens) + len(self.closing(tokens)) <= self.search.max_tokens

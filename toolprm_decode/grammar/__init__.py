@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from toolprm_decode.grammar.call_grammar import CallGrammar, Matcher, Step
+from toolprm_decode.grammar.call_grammar import CallGrammar, Matcher, Step, fill_masks
 
-__all__ = ["CallGrammar", "Matcher", "Step"]
+__all__ = ["CallGrammar", "Matcher", "Step", "fill_masks"]

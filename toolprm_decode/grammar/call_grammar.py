@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -45,25 +46,28 @@ class Step:
     logprob: float | None = None
 
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def _within_budget(method: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Alternatives that overlap without end show only when a text is read."""
-
-    @wraps(method)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        try:
-            return method(*args, **kwargs)
-        except _core.BudgetError as error:
-            raise BudgetExceeded(str(error)) from error
-
-    return call
-
-
 def _steps(core: Sequence[_core.Step]) -> list[Step]:
     return [Step(s.kind, s.text, s.start, s.end, s.path) for s in core]
+
+
+Matcher = _core.Matcher
+
+
+def fill_masks(
+    matchers: Sequence[Matcher], rows: npt.NDArray[np.int32], *, threads: int | None = None
+) -> None:
+    """Writes the legal tokens of several matchers, those of each as Matcher.fill_mask() does.
+
+    Args:
+        rows: int32 [>= len(matchers), >= ceil(vocabulary / 32)], contiguous; row i is that of matcher i.
+        threads: how many may work at once, on masks that no matcher in an equal state asked for before; default: the
+            cores that this process may use.
+
+    Raises ValueError for rows that do not fit, and what fill_mask() does; then some rows may be written.
+    """
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    _core.fill_masks(list(matchers), rows, max(1, threads))
 
 
 class CallGrammar:
@@ -145,18 +149,15 @@ class CallGrammar:
         self._grammar = _translate(build, None)
         return self
 
-    @_within_budget
     def matcher(self) -> Matcher:
         """A matcher at the start of an answer."""
-        return Matcher(_core.Matcher(self._grammar, self._vocabulary))
+        return _core.Matcher(self._grammar, self._vocabulary)
 
-    @_within_budget
     def accepts(self, text: str | bytes) -> bool:
         """Whether the whole text is a legal answer. Raises RequestError for invalid UTF-8."""
         matcher = _core.Matcher(self._grammar, self._vocabulary)
         return matcher.accept_bytes(_utf8(text)) is not None and bool(matcher.is_complete)
 
-    @_within_budget
     def steps(self, text: str | bytes) -> list[Step]:
         """The steps of a legal answer. Raises FormatError, with the byte where it leaves the grammar."""
         matcher = _core.Matcher(self._grammar, self._vocabulary)
@@ -174,72 +175,6 @@ class CallGrammar:
     def vocabulary_size(self) -> int:
         """Number of token ids; a mask row has ceil(vocabulary_size / 32) words."""
         return len(self._vocabulary)
-
-
-class Matcher:
-    """One answer on its way through the grammar. Fork and rollback cost a pointer. Not thread-safe itself.
-
-    Its methods raise BudgetExceeded where a schema's alternatives overlap so much that reading gets out of hand.
-    """
-
-    def __init__(self, core: _core.Matcher):
-        self._core = core
-
-    @_within_budget
-    def fill_mask(self, row: npt.NDArray[np.int32]) -> None:
-        """Writes the legal tokens into `row`, int32 [>= ceil(vocabulary / 32)], bit = legal; further words are 0."""
-        self._core.fill_mask(row)
-
-    @_within_budget
-    def accept(self, token_id: int) -> list[Step]:
-        """Reads a token; returns the steps it completed. An illegal one is a ValueError and changes nothing."""
-        steps = self._core.accept(token_id)
-        if steps is None:
-            raise ValueError(f"token {token_id} is not legal after {self._core.text[-40:]!r}")
-        return _steps(steps)
-
-    @_within_budget
-    def forced(self) -> list[int]:
-        """The tokens of the only text that can follow, in canonical tokenisation; [] where there is a choice."""
-        return list(self._core.forced())
-
-    def fork(self) -> Matcher:
-        """An independent copy, at the cost of a pointer."""
-        return Matcher(self._core.fork())
-
-    def rollback(self, tokens: int = 1) -> None:
-        """Takes the last tokens back. IndexError when there are fewer."""
-        self._core.rollback(tokens)
-
-    @property
-    def core(self) -> _core.Matcher:
-        """The core's matcher, for a core search."""
-        return self._core
-
-    @property
-    def is_complete(self) -> bool:
-        """The answer may end here."""
-        return bool(self._core.is_complete)
-
-    @property
-    def is_stopped(self) -> bool:
-        """A stop token was read."""
-        return bool(self._core.is_stopped)
-
-    @property
-    def text(self) -> str:
-        """What was written so far; bytes of an unfinished character are replaced."""
-        return bytes(self._core.text).decode(errors="replace")
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens read so far."""
-        return list(self._core.tokens)
-
-    @property
-    def steps(self) -> list[Step]:
-        """The steps completed so far."""
-        return _steps(self._core.steps)
 
 
 class _CallCompiler:

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,7 +32,7 @@ class StatePool;
 //
 //   Matcher m(grammar, vocabulary);
 //   while (!m.is_over()) {
-//     m.fill_mask(row.data());
+//     m.fill_mask(row);
 //     m.accept(choose(row)); // a stop token ends the text
 //   }
 //
@@ -54,8 +55,10 @@ public:
 
   // The legal tokens. Computed once a state: matchers in equal states share it.
   std::shared_ptr<const Mask> mask() const;
-  // Writes them to row, ceil(vocabulary / 32) words, bit = legal.
-  void fill_mask(std::int32_t *row) const;
+  // Writes them to row, at least ceil(vocabulary / 32) words, bit = legal; further words are 0.
+  void fill_mask(std::span<std::int32_t> row) const;
+  // Whether they were computed before.
+  bool knows_mask() const;
   // The legal tokens found the slow way, by reading every one of them: what mask() can be checked against.
   std::vector<TokenId> plain_mask() const;
   // Tokens of the only text that can follow, as the tokenizer would write it; at the end of the run those are left
@@ -85,18 +88,27 @@ public:
   std::vector<Step> steps() const;
   // A key: among living matchers of one grammar and vocabulary, equal states allow exactly the same continuations.
   const State *state() const;
-  const Grammar &grammar() const { return *grammar_; }
-  const Vocabulary &vocabulary() const { return *vocabulary_; }
+  const Grammar &grammar() const { return *source_->grammar; }
+  const Vocabulary &vocabulary() const { return *source_->vocabulary; }
 
 private:
   struct Node;
+  struct Source { // what all forks share
+    std::shared_ptr<const Grammar> grammar;
+    std::shared_ptr<const Vocabulary> vocabulary;
+    std::shared_ptr<StatePool> pool;
+  };
+  StatePool &pool() const { return *source_->pool; }
   bool read(std::string_view bytes, bool stop, TokenId token, std::vector<Step> *steps);
 
-  std::shared_ptr<const Grammar> grammar_;
-  std::shared_ptr<const Vocabulary> vocabulary_;
-  std::shared_ptr<StatePool> pool_;
+  std::shared_ptr<const Source> source_;
   std::shared_ptr<const Node> node_;
 };
+
+// Writes the legal tokens of each matcher to its row; rows lie behind each other, all as wide as the first vocabulary
+// or wider. threads: how many may work at once; what was computed before costs too little to be shared out. Throws what
+// Matcher::mask() does.
+void fill_masks(std::span<const Matcher *const> matchers, std::span<std::int32_t> rows, std::size_t threads);
 
 // A JSON (or Python literal) value in one canonical spelling: members sorted, numbers and escapes normalised.
 // What cannot be parsed comes back as it is.

@@ -1,12 +1,13 @@
 // The tokens of a model as bytes, laid out as a flat trie in depth-first order.
 #pragma once
 
+#include <array>
 #include <cstdint>
-#include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -26,28 +27,62 @@ using MaskWords = std::vector<std::int32_t>; // see mask.h
 using Tokenize = std::function<std::vector<TokenId>(std::string_view)>;
 
 // A trie of token texts, nodes in preorder: the children of a node follow it, its subtree ends at skip.
-struct TokenTrie {
-  std::vector<std::uint8_t> byte;         // byte on the edge into the node; node 0 is the root
-  std::vector<std::uint32_t> skip;        // first node after the subtree
-  std::vector<std::uint16_t> depth;       // bytes from the root
-  std::vector<std::uint32_t> first_token; // nodes + 1 offsets into tokens
-  std::vector<TokenId> tokens;            // ids that end at a node
-  std::vector<std::uint32_t> first_edge;  // nodes + 1 offsets into edge_byte and edge_node
-  std::vector<std::uint8_t> edge_byte;    // of the children of a node, ascending
-  std::vector<std::uint32_t> edge_node;
+class TokenTrie {
+public:
+  // All that a walk asks of a node lies together: the trie is larger than the caches.
+  struct Node {
+    std::uint32_t skip = 0;        // first node after the subtree
+    std::uint32_t first_token = 0; // of its tokens, which end where those of the next node begin
+    std::uint32_t first_edge = 0;  // likewise
+    std::uint16_t depth = 0;       // bytes from the root
+    std::uint8_t byte = 0;         // on the edge into the node
+  };
+  struct Edge {
+    std::uint32_t node;
+    std::uint8_t byte;
+  };
 
   // The root alone.
   TokenTrie() : TokenTrie(std::vector<std::pair<std::string_view, TokenId>>()) {}
   // The texts are sorted here; tokens with the same text end at one node.
   explicit TokenTrie(std::vector<std::pair<std::string_view, TokenId>> texts);
 
-  std::size_t size() const { return byte.size(); }
-  // The child of a node over a byte, 0 where there is none.
-  std::uint32_t child(std::uint32_t node, std::uint8_t b) const {
-    const std::uint32_t begin = first_edge[node], count = first_edge[node + 1] - begin;
-    const void *found = count == 0 ? nullptr : std::memchr(&edge_byte[begin], b, count);
-    return found ? edge_node[static_cast<std::size_t>(static_cast<const std::uint8_t *>(found) - edge_byte.data())] : 0;
+  // Nodes, the root among them, which is node 0.
+  std::size_t size() const { return nodes_.size() - 1; }
+  const Node &operator[](std::uint32_t node) const { return nodes_[node]; }
+  bool is_leaf(std::uint32_t node) const { return nodes_[node].skip == node + 1; }
+  // Ids that end at a node.
+  std::span<const TokenId> tokens(std::uint32_t node) const { return tokens(node, node + 1); }
+  // Those that end at it or further down.
+  std::span<const TokenId> tokens_from(std::uint32_t node) const { return tokens(node, nodes_[node].skip); }
+  // Those that end further down.
+  std::span<const TokenId> tokens_below(std::uint32_t node) const { return tokens(node + 1, nodes_[node].skip); }
+  // To the children of a node, by ascending byte.
+  std::span<const Edge> edges(std::uint32_t node) const {
+    return {edges_.data() + nodes_[node].first_edge, edges_.data() + nodes_[node + 1].first_edge};
   }
+  // The child of a node over a byte, 0 where there is none.
+  std::uint32_t child(std::uint32_t node, std::uint8_t byte) const {
+    if (node == 0)
+      return first_[byte];
+    const std::uint32_t only = node + 1; // most nodes have one child, which comes next
+    if (only < nodes_[node].skip && nodes_[only].skip == nodes_[node].skip)
+      return nodes_[only].byte == byte ? only : 0;
+    for (const Edge &edge : edges(node))
+      if (edge.byte >= byte)
+        return edge.byte == byte ? edge.node : 0;
+    return 0;
+  }
+
+private:
+  std::span<const TokenId> tokens(std::uint32_t begin, std::uint32_t end) const {
+    return {tokens_.data() + nodes_[begin].first_token, tokens_.data() + nodes_[end].first_token};
+  }
+
+  std::vector<Node> nodes_; // and one behind them
+  std::vector<TokenId> tokens_;
+  std::vector<Edge> edges_;
+  std::array<std::uint32_t, 256> first_{}; // children of the root
 };
 
 // What the tokens do to a scalar from one of its states.
