@@ -41,9 +41,9 @@ void trie_holds_every_token() {
   // skip leads behind the subtree: to the next node that is not deeper.
   for (std::uint32_t node = 0; node < trie.size(); ++node) {
     std::uint32_t next = node + 1;
-    while (next < trie.size() && trie.depth[next] > trie.depth[node])
+    while (next < trie.size() && trie[next].depth > trie[node].depth)
       ++next;
-    CHECK_EQ(trie.skip[node], next);
+    CHECK_EQ(trie[node].skip, next);
   }
   CHECK_EQ(vocabulary.size(), tokens.size());
   CHECK_EQ(vocabulary.words(), (tokens.size() + 31) / 32);
