@@ -38,6 +38,7 @@ public:
       : pool_(pool), program_(pool.program_), vocabulary_(vocabulary) {}
 
   std::shared_ptr<const Mask> build(const State &state) {
+    const Scratch scratch(*this);
     for (const Config &c : state.configs)
       fill(c);
     if (pool_.complete(state))
@@ -75,6 +76,24 @@ public:
   }
 
 private:
+  // Lends the memory of the masks before to a builder: most masks are found faster than memory is.
+  class Scratch {
+  public:
+    explicit Scratch(MaskBuilder &builder) : builder_(builder) { swap(); }
+    ~Scratch() { swap(); }
+    Scratch(const Scratch &) = delete;
+
+  private:
+    void swap() {
+      static thread_local std::vector<TokenId> ids;
+      static thread_local std::vector<Live> live;
+      builder_.ids_.clear();
+      builder_.ids_.swap(ids);
+      builder_.live_.swap(live);
+    }
+    MaskBuilder &builder_;
+  };
+
   // The words of this mask alone, with all that shared ones say so far.
   MaskWords &own() {
     if (!own_) {
@@ -181,21 +200,34 @@ private:
 
   // The tokens below a node; the configurations there are those of live_ from `begin` on.
   void descend(const TokenTrie &trie, std::uint32_t node, std::size_t begin) {
-    for (;;) {
+    for (;;) { // down literals, and keys that no other one shares: there is one way
       if (trie.is_leaf(node))
         return;
-      const std::size_t end = live_.size();
-      if (end == begin + 1 && program_.code[live_[begin].config.ip].op == Op::kByte) { // a literal: one way down
-        const Config c = live_[begin].config;
-        node = trie.child(node, program_.code[c.ip].byte);
+      if (live_.size() != begin + 1)
+        break;
+      Config &c = live_[begin].config;
+      const Instruction &in = program_.code[c.ip];
+      if (in.op == Op::kByte) {
+        node = trie.child(node, in.byte);
         if (node == 0)
           return;
+        const Config read = c;
         live_.pop_back();
-        pool_.close(c.ip + 1, c.stack, 0, -1, nullptr, live_);
-        emit(trie, node);
-        continue;
+        pool_.close(read.ip + 1, read.stack, 0, -1, nullptr, live_);
+      } else if (in.op == Op::kKey || in.op == Op::kNames) {
+        const KeySet &keys = in.op == Op::kKey ? program_.objects[static_cast<std::size_t>(in.a)].keys
+                                               : program_.name_sets[static_cast<std::size_t>(in.a)];
+        const std::uint32_t edge = keys.child_begin[c.aux];
+        if (keys.child_begin[c.aux + 1] != edge + 1 || keys.leaf[keys.child_node[edge]] >= 0)
+          break;
+        node = trie.child(node, keys.child_byte[edge]);
+        if (node == 0)
+          return;
+        c.aux = keys.child_node[edge];
+      } else {
+        break;
       }
-      break;
+      emit(trie, node);
     }
     // Values that may be over: what comes after them reads too.
     for (std::size_t i = begin; i < live_.size(); ++i) {
