@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +66,51 @@ def add_parser(commands: Any) -> None:
         help="stop the plain loop after K rounds and compare it with as many of ours (speedup_plain is then left out)",
     )
     forks.set_defaults(run=run_forks)
+    masks = suites.add_parser(
+        "masks",
+        help="compiling, masks, forks and memory, beside xgrammar, llguidance and outlines_core",
+        description="Compiles schemas of function calls and walks along texts that fit them, with this package and "
+        "other grammar engines, on one core: a few minutes. Needs $TOOLPRM_DATA, a folder with maskbench_fc, bfcl and "
+        "a tokenizer.",
+    )
+    masks.add_argument("--quick", action="store_true", help="fewer schemas, tools and grammars, without outlines_core")
+    masks.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
+    masks.add_argument(
+        "--tokenizer", metavar="PATH", help="a tokenizer's folder (default: $TOOLPRM_DATA/tokenizers/qwen2.5)"
+    )
+    masks.set_defaults(run=run_masks)
+
+
+def run_masks(options: argparse.Namespace) -> None:
+    """Runs the suite on one core and prints its tables. Raises RequestError for what cannot be measured."""
+    from toolprm_decode.benchmark.engines import ENGINES
+    from toolprm_decode.benchmark.masks import MaskSettings, measure
+    from toolprm_decode.benchmark.models import find_tokenizer
+    from toolprm_decode.benchmark.report import print_masks
+
+    check_place(options.json)
+    folder = os.environ.get("TOOLPRM_DATA")
+    if not folder:
+        raise RequestError("the schemas to measure with are looked for in $TOOLPRM_DATA, which is not set")
+    path = options.tokenizer or str(Path(folder) / "tokenizers" / "qwen2.5")
+    tokenizer, _ = find_tokenizer(path)
+    quick = MaskSettings(schemas=10, counts=(1, 10), memory_sets=50, engines=ENGINES[:3])
+    cores = _cores()
+    if cores:  # the processes that are started take this over
+        os.sched_setaffinity(0, sorted(cores)[-1:])
+    try:
+        with _progress() as report:
+            record = measure(quick if options.quick else MaskSettings(), Path(folder), tokenizer, path, report)
+    finally:
+        if cores:
+            os.sched_setaffinity(0, cores)
+    print_masks(record)
+    write_json(options.json, record)
 
 
 def run_forks(options: argparse.Namespace) -> None:
     """Runs the suite and prints its tables. Raises RequestError for what cannot be measured."""
     import torch
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
     from toolprm_decode.benchmark.forks import Settings, measure
     from toolprm_decode.benchmark.models import FULL, QUICK, find_tokenizer
@@ -104,27 +144,13 @@ def run_forks(options: argparse.Namespace) -> None:
         plain_rounds=options.plain_rounds,
     )
     tokenizer, name = find_tokenizer(options.tokenizer)
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f}%"))
     before, cores = torch.get_num_threads(), _cores()
     torch.set_num_threads(options.threads)
     # Nobody gets more: the decoder would run its two models beside each other where there are cores for that.
     if cores:
         os.sched_setaffinity(0, sorted(cores)[-options.threads :])
     try:
-        with Progress(
-            *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
-        ) as progress:
-            tasks: dict[str, TaskID] = {}
-
-            def report(stage: str, share: float) -> None:
-                if stage not in tasks:
-                    for task in tasks.values():
-                        progress.update(task, completed=1.0)
-                        progress.stop_task(task)
-                    tasks[stage] = progress.add_task(stage, total=1.0)
-                progress.update(tasks[stage], completed=share)
-
+        with _progress() as report:
             record = measure(settings, tokenizer, name, report)
     finally:
         torch.set_num_threads(before)
@@ -132,6 +158,30 @@ def run_forks(options: argparse.Namespace) -> None:
             os.sched_setaffinity(0, cores)
     print_forks(record)
     write_json(options.json, record)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """What a suite tells its stages, and how much of them is done, on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, share: float) -> None:
+            if stage not in tasks:
+                for task in tasks.values():
+                    progress.update(task, completed=1.0)
+                    progress.stop_task(task)
+                tasks[stage] = progress.add_task(stage, total=1.0)
+            progress.update(tasks[stage], completed=share)
+
+        yield report
 
 
 def _cores() -> set[int]:

@@ -81,6 +81,72 @@ def print_forks(record: dict[str, Any]) -> None:
     console.print(f"answer: {record['answer']}", soft_wrap=True)
 
 
+_MASK_RATIOS = {
+    "compile": "compile a new schema, median",
+    "compile_1_tools": "compile 1 tool",
+    "compile_10_tools": "compile 10 tools",
+    "compile_100_tools": "compile 100 tools",
+    "compile_500_tools": "compile 500 tools",
+    "first_mask": "first mask of a process",
+    "slowest_mask_of_first_text": "  slowest of its first text",
+    "first_pass_median": "mask on the first pass, median",
+    "first_pass_mean": "  mean",
+    "first_pass_p90": "  90th percentile",
+    "first_pass_p99": "  99th percentile",
+    "warm_median": "mask seen before, median",
+    "warm_mean": "  mean",
+    "warm_p90": "  90th percentile",
+    "warm_p99": "  99th percentile",
+    "accept": "accept a token, median",
+    "fork": "fork",
+    "memory": "memory of a compiled grammar, beside llguidance",
+    "memory_walked": "  after the masks of a text",
+}
+
+
+def print_masks(record: dict[str, Any]) -> None:
+    """Prints the record of `toolprm benchmark masks` on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    table = Table("ours over the best peer", "ratio", "at most", title="Ratios", title_justify="left")
+    for key, text in _MASK_RATIOS.items():
+        target = record["targets"].get(key)
+        table.add_row(text, _ratio(key, record["ratios"][key]), "" if target is None else f"{target:g}")
+    console.print(table)
+
+    names = list(record["engines"])
+    rows = [("schemas", ("schemas",))]
+    for key, text in (("compile", "compile"), ("first_pass", "first pass"), ("warm", "seen before")):
+        rows += [(f"{text}, us: {what}", (key, what)) for what in ("mean", "median", "p90", "p99", "max")]
+    rows += [("accept, us: median", ("accept", "median")), ("fork, us: median", ("fork", "median"))]
+    rows += [(f"{count} tools, ms", ("tools_ms", count)) for count in record["engines"][names[0]]["tools_ms"]]
+    rows += [
+        ("fresh process, us: ready", ("process", "ready")),
+        ("  first compile", ("process", "first_compile")),
+        ("  first mask", ("process", "first_mask")),
+        ("  slowest mask of the first text", ("process", "slowest_mask")),
+        ("bytes a grammar, compiled", ("memory", "compiled")),
+        ("  after the masks of a text", ("memory", "walked")),
+    ]
+    figures = Table("", *names, title="Figures", title_justify="left")
+    for text, path in rows:
+        figures.add_row(text, *(_figure(record["engines"][name], path) for name in names))
+    console.print(figures)
+    for title in ("config", "versions", "machine"):
+        told = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in record[title].items())
+        console.print(f"{title}: {told}", soft_wrap=True)
+
+
+def _figure(figures: Any, path: tuple[str, ...]) -> str:
+    for key in path:
+        figures = figures.get(key) if isinstance(figures, dict) else None
+    if figures is None:
+        return "-"
+    return f"{figures:,}" if isinstance(figures, int) else f"{figures:,.2f}" if figures < 100 else f"{figures:,.0f}"
+
+
 def _ratio(key: str, value: float | None) -> str:
     if value is None:
         return "-"
