@@ -177,6 +177,22 @@ def test_all_keywords_at_random(seed: int) -> None:
     assert enforced >= 5
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_lenient_grammar_refuses_nothing_valid(seed: int) -> None:
+    for n in range(25):
+        schema = random_schemas.document(random.Random(seed * 1_000 + 500 + n))
+        if not isinstance(schema, dict):
+            continue
+        try:
+            grammar = CallGrammar.for_schema(schema, small_tokenizer(), strict=False)
+        except Impossible:
+            continue
+        oracle = jsonschema.Draft202012Validator(schema)
+        for value, text in VALUES:
+            accepted, valid = grammar.accepts(text), oracle.is_valid(value)
+            assert accepted == valid or (accepted and grammar.warnings), (schema, text, grammar.warnings)
+
+
 @pytest.mark.parametrize("format", [format for format in FORMATS if format != "pythonic"])
 def test_keywords_of_tools(format: str) -> None:
     parameters = {

@@ -155,6 +155,49 @@ def test_what_cannot_be_enforced(keyword: str, whole: bool) -> None:
     assert error.pointer == ("" if whole else "/properties/x")
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("keyword", UNSUPPORTED)
+def test_what_cannot_be_enforced_is_left_out_where_that_is_asked_for(keyword: str, whole: bool) -> None:
+    if whole:
+        grammar = CallGrammar.for_schema(UNSUPPORTED[keyword], small_tokenizer(), strict=False)
+    else:
+        parameters = {"type": "object", "properties": {"x": UNSUPPORTED[keyword], "y": {"type": "integer"}}}
+        tools = [tool({"type": "object", "properties": {"x": STRING}}, "fine"), tool(parameters, "loose")]
+        grammar = CallGrammar(tools, small_tokenizer(), "json-list", strict=False)
+        assert not grammar.accepts('[{"name": "loose", "arguments": {"y": "1"}}]')
+        assert grammar.accepts('[{"name": "loose", "arguments": {"y": 1}}]')
+    assert keyword in {warning.keyword for warning in grammar.warnings}
+    if keyword in ("patternProperties", "if", "oneOf", "not"):
+        assert len(grammar.warnings) == 1
+    for warning in grammar.warnings:
+        assert warning.tool == (None if whole else "loose")
+        assert warning.pointer.startswith("" if whole else "/properties/x")
+        assert warning.keyword in str(warning) and warning.message in str(warning)
+    assert len(set(grammar.warnings)) == len(grammar.warnings) <= 2
+
+
+def test_what_is_enforced_beside_what_is_left_out() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 2}},
+        "not": PATTERNED,
+        "required": ["a"],
+        "oneOf": [PATTERNED, {"required": ["b"]}],
+    }
+    grammar = CallGrammar.for_schema(schema, small_tokenizer(), strict=False)
+    assert {(warning.pointer, warning.keyword) for warning in grammar.warnings} == {
+        ("/properties/a", "uniqueItems"),
+        ("", "not"),
+        ("", "oneOf"),
+    }
+    assert grammar.accepts('{"a": [1, 1]}')
+    for text in ('{"a": [1, 2, 3]}', '{"a": ["1"]}', "{}", '{"a": [], "x1": 1}'):
+        assert not grammar.accepts(text), text
+    with pytest.raises(ToolSchemaError):  # what is malformed or impossible stays an error
+        CallGrammar.for_schema({**schema, "required": "a"}, small_tokenizer(), strict=False)
+    assert CallGrammar.for_schema({"type": "string", "unknown": 1}, small_tokenizer(), strict=False).warnings == []
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("keyword", ["patternProperties", "uniqueItems", "if", "not"])
 def test_keywords_at_the_root_of_a_tool(keyword: str, format: str) -> None:

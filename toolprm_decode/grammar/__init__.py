@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from toolprm_decode.grammar.call_grammar import CallGrammar, Matcher, Step
+from toolprm_decode.grammar.leniency import SchemaWarning
 
-__all__ = ["CallGrammar", "Matcher", "Step"]
+__all__ = ["CallGrammar", "Matcher", "SchemaWarning", "Step"]

@@ -204,6 +204,9 @@ def _listed(x: Any) -> list[Any]:
 
 
 def _merge_objects(a: dict[str, Any], b: dict[str, Any], merged: dict[str, Any], closed: bool) -> None:
+    for side in (a, b):
+        if not isinstance(side.get("required", []), list):
+            raise TypeError(f"required must be a list of property names, not {side['required']!r:.60}")
     required = list(dict.fromkeys([*a.get("required", []), *b.get("required", [])]))
     if required:
         merged["required"] = required

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal, NoReturn
 from urllib.parse import unquote
@@ -23,7 +22,6 @@ from toolprm_decode.grammar.arrays import read_array
 from toolprm_decode.grammar.checking import TYPES, CannotTell, constants, holds, types_of
 from toolprm_decode.grammar.fsm import ByteFSM, EmptyLanguage, byte_fsm, difference, from_strings, intersect, union
 from toolprm_decode.grammar.merging import (
-    CONTAINS,
     MORE,
     NOT,
     CannotMerge,
@@ -76,8 +74,6 @@ _UNSUPPORTED = frozenset({"$dynamicRef", "$recursiveRef"})
 # Keywords that flat() takes away.
 _FLATTENED = frozenset({"$ref", "allOf", *REWRITTEN, *UNEVALUATED})
 _REWRITTEN = frozenset({*REWRITTEN, *UNEVALUATED})
-# The words under which merged schemas hold a keyword, and what goes when it is left out.
-_HELD = {"contains": ("contains", CONTAINS), "patternProperties": ("patternProperties", MORE), "not": ("not", NOT)}
 # Formats of numbers and of strings that only annotate.
 ANNOTATING_FORMATS = _word_set(
     """
@@ -127,26 +123,6 @@ class Impossible(ToolSchemaError):
     """No value satisfies the schema."""
 
 
-@dataclass(frozen=True)
-class SchemaWarning:
-    """A keyword that is not enforced, because no grammar can, or this one cannot.
-
-    Attributes:
-        tool: the tool's name, or None.
-        pointer: JSON pointer of the schema that has the keyword.
-        keyword: the keyword that was left out.
-        message: why.
-    """
-
-    tool: str | None
-    pointer: str
-    keyword: str
-    message: str
-
-    def __str__(self) -> str:
-        return str(ToolSchemaError(self.message, tool=self.tool, pointer=self.pointer, keyword=self.keyword))
-
-
 class SchemaCompiler:
     """Adds the values of one root schema to a grammar under construction.
 
@@ -158,10 +134,6 @@ class SchemaCompiler:
         flexible: any white space between the parts of values instead of json.dumps' own.
         closed: objects that declare properties and say nothing of others take no others (the rule for tools);
             otherwise JSON Schema's own default, any others.
-        strict: a keyword that cannot be enforced is an error; otherwise it is left out, with a warning.
-
-    Attributes:
-        warnings: what was left out, each keyword once.
     """
 
     Impossible = Impossible
@@ -175,14 +147,12 @@ class SchemaCompiler:
         style: Style = "json",
         flexible: bool = False,
         closed: bool = False,
-        strict: bool = True,
     ):
         self.builder, self.tool, self.style = builder, tool, style
-        self.flexible, self.closed, self.strict = flexible, closed, strict
+        self.flexible, self.closed = flexible, closed
         self._localised = isinstance(root, dict) and needs_localising(root)
         self.root: Schema = localised(root) if self._localised and isinstance(root, dict) else root
         self._given = root
-        self.warnings: list[SchemaWarning] = []
         self._work = 0
         self._flattening: set[int] = set()
         self._rules: dict[tuple[str, bool], int] = {}
@@ -230,31 +200,7 @@ class SchemaCompiler:
             raise Impossible("the schema is false: no value is legal", tool=self.tool, pointer=pointer)
         if not isinstance(schema, dict):
             self.fail(pointer, None, f"a schema must be an object or a boolean, not {schema!r:.60}")
-        kept, rules = schema, len(self._rules)
-        while True:
-            try:
-                return self._read_words(kept, pointer, arguments)
-            except UnsupportedSchemaError as error:
-                kept = self._left_out(kept, pointer, error)
-                for key in list(self._rules)[rules:]:  # some are not finished
-                    del self._rules[key]
-
-    def _left_out(self, schema: dict[str, Any], pointer: str, error: UnsupportedSchemaError) -> dict[str, Any]:
-        """The schema without the keyword that cannot be enforced. Raises the error where that is no way out."""
-        keyword = error.keyword or ""
-        words = [word for word in _HELD.get(keyword, (keyword,)) if word in schema]
-        if not words and error.pointer == pointer:  # it came together from several schemas
-            keyword = next((word for word in ("allOf", "oneOf", "anyOf", "$ref") if word in schema), keyword)
-            words = [keyword] if keyword in schema else []
-        if self.strict or not words:
-            raise error
-        warning = SchemaWarning(self.tool, error.pointer or pointer, keyword, error.message)
-        if warning not in self.warnings:
-            self.warnings.append(warning)
-        kept = {word: value for word, value in schema.items() if word not in words}
-        if words == ["oneOf"] and "anyOf" not in schema:
-            kept["anyOf"] = schema["oneOf"]  # at least one of them is better than none
-        return kept
+        return self._read_words(schema, pointer, arguments)
 
     def _read_words(self, schema: dict[str, Any], pointer: str, arguments: bool) -> list[int]:
         self._check_words(schema, pointer)
@@ -460,9 +406,7 @@ class SchemaCompiler:
         if _apart(a, b, self):
             return True
         builder, rules, impossible, any_ = self.builder, self._rules, self._impossible, self._any
-        strict, warnings = self.strict, list(self.warnings)
         self.builder, self._rules, self._impossible, self._any = _core.GrammarBuilder(100_000), {}, {}, None
-        self.strict = True
         try:
             self.value(self._merged(a, b, pointer), pointer)
         except Impossible:
@@ -472,7 +416,6 @@ class SchemaCompiler:
                 raise
         finally:
             self.builder, self._rules, self._impossible, self._any = builder, rules, impossible, any_
-            self.strict, self.warnings = strict, warnings
         return False
 
     def possible(self, schema: Schema, pointer: str) -> int | None:
