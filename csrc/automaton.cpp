@@ -7,9 +7,6 @@ namespace toolprm {
 
 namespace {
 
-// Frames; deeper values break the JSON parsers that read them next. From here on only the shortest way to the end is
-// offered, so that whatever is open can be closed.
-constexpr std::uint32_t kMaxDepth = 256;
 // Ways to read one text that are alive at once. Unions of unions can double them at every byte.
 constexpr std::size_t kMaxConfigs = 10'000;
 
@@ -35,8 +32,6 @@ std::span<const std::uint64_t> seen(const Frame &frame, const ObjectSpec &spec) 
   const auto *wide = reinterpret_cast<const std::vector<std::uint64_t> *>(frame.data);
   return {wide->data(), wide->size()};
 }
-
-bool too_deep(const Frame *stack) { return stack && stack->depth >= kMaxDepth; }
 
 std::uint32_t note(std::vector<Event> *log, StepKind kind, std::uint32_t end, std::int32_t previous) {
   log->push_back({kind, end, previous});
@@ -179,6 +174,12 @@ std::uint32_t other_key_cost(const ObjectSpec &spec, std::int32_t state, std::in
   return best;
 }
 
+std::uint32_t other_member_cost(const Program &program, const ObjectSpec &spec, std::int32_t state, std::int32_t node) {
+  if (!spec.other_rest.empty())
+    return spec.other_rest[static_cast<std::size_t>(state)];
+  return add(other_key_cost(spec, state, node), program.code[spec.other_value].cost);
+}
+
 std::uint32_t object_cost(const Program &program, const ObjectSpec &spec, std::span<const std::uint64_t> have,
                           std::uint32_t count, bool key_must_follow) {
   std::uint32_t total = program.code[spec.close].cost, missing = 0;
@@ -284,9 +285,9 @@ std::uint32_t StatePool::cost(const Config &c) {
     auto have = seen(*c.stack, spec);
     if (in.op == Op::kOtherKey) {
       std::uint32_t local =
-          other_key_cost(spec, static_cast<std::int32_t>(c.aux), static_cast<std::int32_t>(c.count) - 1);
+          other_member_cost(program_, spec, static_cast<std::int32_t>(c.aux), static_cast<std::int32_t>(c.count) - 1);
       std::uint32_t rest = object_cost(program_, spec, have, c.stack->count + 1, false);
-      return add(add(local, program_.code[spec.other_value].cost), add(rest, c.stack->after));
+      return add(local, add(rest, c.stack->after));
     }
     // The best property below the trie node: its remaining bytes, its value, then the rest of the object.
     std::vector<std::uint64_t> free;
@@ -588,6 +589,17 @@ bool StatePool::read(const Config &c, std::int32_t events, std::uint8_t byte, st
     std::int32_t next = spec.other_key->next(static_cast<std::int32_t>(c.aux), byte);
     if (next < 0)
       return false;
+    if (!spec.other_rest.empty()) { // several kinds of keys: only towards a value that can be completed
+      const std::uint32_t rest = spec.other_rest[static_cast<std::size_t>(next)];
+      if (rest >= kInfinite || (too_deep(c.stack) && rest >= spec.other_rest[c.aux]))
+        return false;
+      const std::int32_t kind = spec.other_kinds[static_cast<std::size_t>(next)];
+      if (kind < 0)
+        out.push_back({{c.ip, static_cast<std::uint32_t>(next), 0, c.stack}, events});
+      else
+        enter_other(c, spec.other_values[static_cast<std::size_t>(kind)], position + 1, events, log, out);
+      return false;
+    }
     std::uint32_t shadow = 0; // trie node + 1
     if (c.count > 0)
       shadow = static_cast<std::uint32_t>(spec.keys.child(c.count - 1, byte) + 1);
@@ -597,7 +609,7 @@ bool StatePool::read(const Config &c, std::int32_t events, std::uint8_t byte, st
     }
     if (shadow > 0 && spec.keys.leaf[shadow - 1] >= 0)
       return false; // the key of a property: not "other"
-    enter_other(c, position + 1, events, log, out);
+    enter_other(c, spec.other_value, position + 1, events, log, out);
     return false;
   }
   default:
@@ -617,14 +629,14 @@ void StatePool::read_after(const Live &live, std::uint8_t byte, std::uint32_t po
   }
 }
 
-void StatePool::enter_other(const Config &c, std::uint32_t position, std::int32_t events, std::vector<Event> *log,
-                            std::vector<Live> &out) {
+void StatePool::enter_other(const Config &c, std::uint32_t value, std::uint32_t position, std::int32_t events,
+                            std::vector<Event> *log, std::vector<Live> &out) {
   const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(program_.code[c.ip].a)];
   // Beyond the bounds on members, how many there are does not matter.
   std::uint32_t bound = spec.max != kUnbounded ? spec.max : std::max(spec.min, 1u);
   const Frame *f = frame(c.stack->parent, c.stack->ret, c.stack->spec, c.stack->data,
                          std::min(c.stack->count + 1, std::max(bound, c.stack->count)));
-  close(spec.other_value, f, position, events, log, out);
+  close(value, f, position, events, log, out);
 }
 
 void StatePool::stop(const Live &live, std::uint32_t position, std::vector<Event> *log, std::vector<Live> &out) {

@@ -89,6 +89,12 @@ struct ObjectSpec {
   std::vector<std::uint64_t> possible; // properties whose value can be completed
   std::shared_ptr<const Dfa> other_key;
   std::uint32_t other_value = 0, other_key_bytes = kInfinite;
+  // Where other keys are of several kinds: entry of each kind's value, the kind by accepting state, the edges of the
+  // automaton (to, from), and by state the fewest bytes of the rest of the key and its value.
+  std::vector<std::uint32_t> other_values;
+  std::vector<std::int32_t> other_kinds;
+  std::vector<std::pair<std::uint32_t, std::uint32_t>> other_edges;
+  std::vector<std::uint32_t> other_rest;
   std::uint32_t min = 0, max = kUnbounded;
   std::uint32_t entry = 0, separator = 0, keys_at = 0, close = 0, key_op = 0, other_op = 0;
   std::uint32_t separator_cost = 0, other_cost = kInfinite, cheapest = kInfinite;
@@ -124,6 +130,8 @@ std::uint32_t object_cost(const Program &program, const ObjectSpec &spec, std::s
 // Fewest bytes that end a key which is none of the properties': state is its dfa's, node where it is in the trie of
 // their keys, -1 off it.
 std::uint32_t other_key_cost(const ObjectSpec &spec, std::int32_t state, std::int32_t node);
+// Fewest bytes of the rest of such a key and of what follows it.
+std::uint32_t other_member_cost(const Program &program, const ObjectSpec &spec, std::int32_t state, std::int32_t node);
 std::uint32_t array_cost(const Program &program, const ArraySpec &spec, std::uint32_t count, bool item_must_follow);
 
 // One activation of a rule, an object or an array. Immutable and interned: equal frames are equal pointers.
@@ -137,6 +145,10 @@ struct Frame {
   std::uint32_t after; // fewest bytes from ret to the end of the text
   std::uint32_t rest;  // fewest bytes from the loop point of this frame to the end of the text
 };
+// Frames; deeper values break the JSON parsers that read them next. From here on only the shortest way to the end is
+// offered, so that whatever is open can be closed.
+inline constexpr std::uint32_t kMaxDepth = 256;
+inline bool too_deep(const Frame *stack) { return stack && stack->depth >= kMaxDepth; }
 inline constexpr std::int32_t kCallFrame = std::numeric_limits<std::int32_t>::max();
 
 struct Config {
@@ -226,9 +238,9 @@ private:
   std::uint64_t with(const Frame &frame, const ObjectSpec &spec, std::size_t property);
   // Properties that may be chosen now; other: whether a key outside them may.
   void selectable(const Frame &frame, const ObjectSpec &spec, std::vector<std::uint64_t> &out, bool &other) const;
-  // Behind a key that is not declared.
-  void enter_other(const Config &config, std::uint32_t position, std::int32_t events, std::vector<Event> *log,
-                   std::vector<Live> &out);
+  // Behind a key that is not declared, at the value that follows it.
+  void enter_other(const Config &config, std::uint32_t value, std::uint32_t position, std::int32_t events,
+                   std::vector<Event> *log, std::vector<Live> &out);
 
   struct FrameHash {
     std::size_t operator()(const Frame *f) const;

@@ -191,9 +191,19 @@ void bind_grammar(py::module_ &m) {
           "object",
           [](GrammarBuilder &b, NodeId open, NodeId separator, NodeId close,
              const std::vector<std::tuple<std::vector<py::bytes>, NodeId, bool>> &properties, const DfaPtr &other_key,
-             NodeId other_value, std::uint32_t min, std::optional<std::uint32_t> max, bool arguments) {
-            GrammarBuilder::Object object{
-                open, separator, close, {}, other_key, other_value, min, max.value_or(kUnbounded), arguments};
+             NodeId other_value, std::uint32_t min, std::optional<std::uint32_t> max, bool arguments,
+             std::vector<NodeId> other_values, std::vector<std::int32_t> other_kinds) {
+            GrammarBuilder::Object object{open,
+                                          separator,
+                                          close,
+                                          {},
+                                          other_key,
+                                          other_value,
+                                          min,
+                                          max.value_or(kUnbounded),
+                                          arguments,
+                                          std::move(other_values),
+                                          std::move(other_kinds)};
             for (const auto &[spellings, value, required] : properties) {
               GrammarBuilder::Property property{{}, value, required};
               for (const py::bytes &spelling : spellings)
@@ -204,7 +214,8 @@ void bind_grammar(py::module_ &m) {
           },
           py::arg("open"), py::arg("separator"), py::arg("close"), py::arg("properties"),
           py::arg("other_key") = nullptr, py::arg("other_value") = -1, py::arg("min") = 0, py::arg("max") = py::none(),
-          py::arg("arguments") = false)
+          py::arg("arguments") = false, py::arg("other_values") = std::vector<NodeId>{},
+          py::arg("other_kinds") = std::vector<std::int32_t>{})
       .def(
           "array",
           [](GrammarBuilder &b, NodeId open, NodeId separator, NodeId close, std::vector<NodeId> prefix, NodeId item,

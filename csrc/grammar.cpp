@@ -235,8 +235,20 @@ NodeId GrammarBuilder::object(Object object) {
       throw std::invalid_argument("a property has no spelling");
     children.push_back(property.value);
   }
-  if (object.other_key)
+  if (object.other_key && object.other_values.empty())
     children.push_back(object.other_value);
+  if (!object.other_values.empty()) {
+    check_dfa(object.other_key);
+    if (object.other_kinds.size() != object.other_key->states())
+      throw std::invalid_argument("each state of the other keys' automaton needs its kind");
+    for (std::size_t s = 0; s < object.other_kinds.size(); ++s) {
+      const std::int32_t kind = object.other_kinds[s];
+      const bool known = kind >= 0 && static_cast<std::size_t>(kind) < object.other_values.size();
+      if (object.other_key->accepting(static_cast<std::int32_t>(s)) ? !known : kind != -1)
+        throw std::invalid_argument("a state of the other keys' automaton has the wrong kind");
+    }
+    children.insert(children.end(), object.other_values.begin(), object.other_values.end());
+  }
   Node node(Node::Kind::kObject);
   node.object = std::make_shared<const Object>(std::move(object));
   return add(std::move(node), children);
@@ -470,9 +482,16 @@ private:
       if (property.required)
         spec.required[i / 64] |= std::uint64_t{1} << (i % 64);
     }
-    if (object.other_key) {
+    if (object.other_key && object.other_values.empty()) {
       spec.other_value = member(object.other_value);
       spec.other_key_bytes = other_key_cost(spec, 0, 0);
+    }
+    for (NodeId value : object.other_values)
+      spec.other_values.push_back(member(value));
+    if (!object.other_values.empty()) {
+      spec.other_kinds = object.other_kinds;
+      spec.other_edges = backward_edges(*spec.other_key);
+      spec.other_rest.assign(spec.other_kinds.size(), kInfinite);
     }
     // Which properties lie below a node of the trie; children have larger numbers than their parents.
     spec.keys.reach.assign(spec.keys.size() * words, 0);
@@ -678,13 +697,54 @@ private:
   void refresh(ObjectSpec &spec) {
     const auto &code = p_->code;
     spec.separator_cost = code[spec.separator].cost;
-    spec.other_cost =
-        spec.other_key ? std::min(kInfinite, spec.other_key_bytes + code[spec.other_value].cost) : kInfinite;
+    spec.other_cost = kInfinite;
+    if (!spec.other_values.empty()) {
+      rest_of_other_keys(spec);
+      spec.other_cost = spec.other_rest[0];
+    } else if (spec.other_key) {
+      spec.other_cost = std::min(kInfinite, spec.other_key_bytes + code[spec.other_value].cost);
+    }
     spec.member_cost.assign(spec.value.size(), kInfinite);
     for (std::size_t i = 0; i < spec.value.size(); ++i) {
       spec.member_cost[i] = std::min(kInfinite, spec.key_bytes[i] + code[spec.value[i]].cost);
       if (spec.member_cost[i] < kInfinite)
         spec.possible[i / 64] |= std::uint64_t{1} << (i % 64);
+    }
+  }
+
+  static std::vector<std::pair<std::uint32_t, std::uint32_t>> backward_edges(const Dfa &dfa) {
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> edges;
+    for (std::size_t s = 0; s < dfa.states(); ++s)
+      for (unsigned b = 0; b < 256; ++b)
+        if (std::int32_t t = dfa.next(static_cast<std::int32_t>(s), static_cast<std::uint8_t>(b)); t >= 0)
+          edges.emplace_back(static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(s));
+    std::sort(edges.begin(), edges.end());
+    edges.erase(std::unique(edges.begin(), edges.end()), edges.end());
+    return edges;
+  }
+
+  // From the states that accept, at the cost of what follows them, backwards by Dijkstra's algorithm.
+  void rest_of_other_keys(ObjectSpec &spec) const {
+    using Place = std::pair<std::uint32_t, std::uint32_t>; // cost, state
+    std::priority_queue<Place, std::vector<Place>, std::greater<>> open;
+    spec.other_rest.assign(spec.other_kinds.size(), kInfinite);
+    for (std::size_t s = 0; s < spec.other_kinds.size(); ++s)
+      if (spec.other_kinds[s] >= 0) {
+        const std::uint32_t value = spec.other_values[static_cast<std::size_t>(spec.other_kinds[s])];
+        spec.other_rest[s] = p_->code[value].cost;
+        open.emplace(spec.other_rest[s], static_cast<std::uint32_t>(s));
+      }
+    while (!open.empty()) {
+      const auto [cost, state] = open.top();
+      open.pop();
+      if (cost > spec.other_rest[state] || cost >= kInfinite)
+        continue;
+      auto edge = std::lower_bound(spec.other_edges.begin(), spec.other_edges.end(), Place{state, 0});
+      for (; edge != spec.other_edges.end() && edge->first == state; ++edge)
+        if (cost + 1 < spec.other_rest[edge->second]) {
+          spec.other_rest[edge->second] = cost + 1;
+          open.emplace(cost + 1, edge->second);
+        }
     }
   }
 

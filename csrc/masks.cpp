@@ -134,12 +134,22 @@ private:
       const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
       if (!is_broad(*spec.other_key, state))
         break;
+      // Of several kinds of keys those are left out whose value cannot be completed, or not shortly enough.
+      if (!spec.other_rest.empty() && (too_deep(c.stack) || std::find(spec.other_rest.begin(), spec.other_rest.end(),
+                                                                      kInfinite) != spec.other_rest.end()))
+        break;
       std::vector<Live> after;
-      pool_.enter_other(c, 0, -1, nullptr, after);
       MaskBuilder keys(pool_, vocabulary_);
-      keys.add(vocabulary_.scalar_mask(spec.other_key, state),
-               [&](std::int32_t) { return std::span<const Live>(after); });
-      if (c.count > 0)
+      keys.add(vocabulary_.scalar_mask(spec.other_key, state), [&](std::int32_t end) {
+        const std::uint32_t value =
+            spec.other_rest.empty()
+                ? spec.other_value
+                : spec.other_values[static_cast<std::size_t>(spec.other_kinds[static_cast<std::size_t>(end)])];
+        after.clear();
+        pool_.enter_other(c, value, 0, -1, nullptr, after);
+        return std::span<const Live>(after);
+      });
+      if (c.count > 0 && spec.other_rest.empty())
         keys.remove(spec.keys, c.count - 1);
       add(keys);
       return;

@@ -61,6 +61,20 @@ def test_decode_prints_the_calls_and_nothing_else(folder: Path, capsys: pytest.C
     assert json.loads(out) == expected.calls != []
 
 
+def test_what_cannot_be_enforced_is_left_out_on_request(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    parameters = {"type": "object", "properties": {"names": listed}}
+    (tmp_path / "tools.json").write_text(json.dumps([*TOOLS, {"name": "list_all", "parameters": parameters}]))
+    options = ["decode", "--model", folder / "policy", "--tools", tmp_path / "tools.json", *QUICK, "Light"]
+    code, out, err = run(capsys, *options)
+    assert (code, out) == (2, "") and "uniqueItems" in err
+    code, out, err = run(capsys, *options, "--lenient")
+    assert code == 0 and json.loads(out)
+    assert err.count("\n") == 1 and "'list_all', at /properties/names, keyword 'uniqueItems'" in err
+
+
 def test_explain_draws_the_tree_on_stderr(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = ["--model", folder / "policy", "--prm", folder / "prm", "--tools", folder / "tools.json"]
     plain = run(capsys, "decode", *models, *QUICK, "Light")

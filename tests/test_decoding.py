@@ -325,6 +325,18 @@ def test_what_cannot_work_is_refused_in_one_line(case: str) -> None:
 # Inputs that work
 
 
+def test_a_lenient_decoder_says_what_it_does_not_enforce() -> None:
+    listed = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    tools = [*TOOLS, {"name": "list_all", "parameters": {"type": "object", "properties": {"names": listed}}}]
+    search = Search(width=2, max_tokens=40)
+    with pytest.raises(ToolSchemaError, match="uniqueItems"):
+        decoder().decode(tools, PROMPT, search)
+    one = decoder(strict=False)
+    found = one.decode(tools, PROMPT, search).warnings
+    assert [(w.tool, w.pointer, w.keyword) for w in found] == [("list_all", "/properties/names", "uniqueItems")]
+    assert one.decode(TOOLS, PROMPT, search).warnings == []
+
+
 def test_models_may_be_objects_folders_or_engines(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     policy().save_pretrained(folder)

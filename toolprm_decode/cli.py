@@ -59,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     decode.add_argument("--prm", metavar="PATH", help="reward model: a folder or hub id (default: log-probability)")
     decode.add_argument("--tools", required=True, type=Path, metavar="FILE", help="JSON list of tools, any dialect")
     decode.add_argument("--format", default="auto", help="how the policy writes calls (default: by its chat template)")
+    decode.add_argument(
+        "--lenient",
+        action="store_true",
+        help="leave out what the tools' schemas ask and no grammar can enforce, with a warning on stderr",
+    )
     _add_search(decode)
     decode.set_defaults(run=_decode)
 
@@ -119,8 +124,10 @@ def _decode(options: argparse.Namespace) -> None:
     _silence()
     from toolprm_decode.decoding import Decoder
 
-    decoder = Decoder(options.model, options.prm, format=options.format)
+    decoder = Decoder(options.model, options.prm, format=options.format, strict=not options.lenient)
     decoded = decoder.decode(tools, request, search)
+    for warning in decoded.warnings:
+        print(f"toolprm: not enforced: {' '.join(str(warning).split())}", file=sys.stderr)
     if options.explain:
         _explain(decoded, decoder.grammar(tools, search).format_reason)
     _print_json(decoded.calls)

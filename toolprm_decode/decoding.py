@@ -22,6 +22,7 @@ from toolprm_decode.engine import Engine
 from toolprm_decode.errors import BudgetExceeded, DeadlineExceeded, RequestError, TokenizerError
 from toolprm_decode.formats import Format, get_format
 from toolprm_decode.grammar.call_grammar import CallGrammar, Step
+from toolprm_decode.grammar.leniency import SchemaWarning
 from toolprm_decode.grammar.vocabulary import load_tokenizer
 from toolprm_decode.prompting import render, to_messages
 from toolprm_decode.rewards import STEP_KINDS, ToolPRM
@@ -122,12 +123,14 @@ class Decoded(Answer):
         stats: what it cost.
         tree: all candidates of the search.
         format: the call format.
+        warnings: keywords of the tools that were not enforced; only where the decoder is not strict.
     """
 
     finished: list[Answer] = field(repr=False)
     stats: Stats = field(repr=False)
     tree: SearchTree = field(repr=False)
     format: str = ""
+    warnings: list[SchemaWarning] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,8 @@ class Decoder:
         prm: the reward model: the same, a ToolPRM, a callable (see Scorer), or None to rank by log-probability.
         tokenizer: the policy's, where the model does not bring one.
         format: how the policy writes calls: a name, a Format, or "auto" by its chat template.
+        strict: a keyword of a tool that cannot be enforced is an error; otherwise it is left out, and the answer's
+            warnings say so.
         search: the search of requests that bring none.
         kv_memory: bytes for keys and values, of policy and reward model together; None for half of what is free. It is
             taken as it is needed. Requests beyond it wait; one that does not fit alone is refused.
@@ -171,6 +176,7 @@ class Decoder:
         *,
         tokenizer: Any = None,
         format: str | Format = "auto",
+        strict: bool = True,
         search: Search | None = None,
         kv_memory: int | None = None,
         prefix_memory: int | None = None,
@@ -197,7 +203,7 @@ class Decoder:
             prefix_memory=prefix_memory,
             scored=self._scorer is not None,
         )
-        self.format = format
+        self.format, self.strict = format, strict
         self.search = search or Search()
         self._grammars: OrderedDict[str, CallGrammar] = OrderedDict()
         self._guard = threading.Lock()
@@ -217,6 +223,7 @@ class Decoder:
             self.format,
             max_calls=search.max_calls,
             allow_no_call=search.allow_no_call,
+            strict=self.strict,
             stop_ids=self._stop_ids(),
         )
         with self._guard:
@@ -518,6 +525,7 @@ def _decoded(
         stats=stats,
         tree=SearchTree(nodes, result.answers[0].node),
         format=grammar.format.name,
+        warnings=list(grammar.warnings),
     )
 
 

@@ -287,6 +287,53 @@ void long_keys_beside_other_keys() {
   CHECK(accepts(m, "{" + key + ":1,\"  \":1}"));
 }
 
+// Keys of a's are followed by 1, others by 2, and what has no value is never begun.
+void kinds_of_other_keys() {
+  // " : 0 -> 1; a* keeps to 2, any b leads to 3; " ends both, each in a state of its own
+  std::vector<std::int32_t> next(std::size_t{6} * 256, -1);
+  const auto edge = [&](std::size_t from, char byte, std::int32_t to) {
+    next[from * 256 + static_cast<std::uint8_t>(byte)] = to;
+  };
+  edge(0, '"', 1);
+  for (std::size_t s = 1; s <= 2; ++s) {
+    edge(s, 'a', 2);
+    edge(s, 'b', 3);
+  }
+  edge(2, '"', 4);
+  edge(3, 'a', 3);
+  edge(3, 'b', 3);
+  edge(3, '"', 5);
+  const auto dfa = std::make_shared<const Dfa>(next, std::vector<std::uint8_t>{0, 0, 0, 0, 1, 1});
+  const std::vector<std::int32_t> kinds{-1, -1, -1, -1, 0, 1};
+  const auto object = [&](GrammarBuilder &b, NodeId first, NodeId second, std::uint32_t min) {
+    const NodeId open = b.literal("{"), comma = b.literal(","), close = b.literal("}");
+    return b.object({open, comma, close, {}, dfa, -1, min, 2, false, {first, second}, kinds});
+  };
+  {
+    GrammarBuilder b;
+    const NodeId one = b.literal(":1"), two = b.literal(":22");
+    const Matcher m = start(b, b.sequence({object(b, one, two, 1), b.stop()}));
+    CHECK_EQ(m.closing(), std::string("{\"a\":1}"));
+    CHECK(accepts(m, "{\"aa\":1,\"ab\":22}"));
+    CHECK(!accepts(m, "{\"aa\":22}"));
+    CHECK(!accepts(m, "{\"ba\":1}"));
+    CHECK(!accepts(m, "{\"a\":1,\"aa\":1,\"b\":22}"));
+  }
+  {
+    GrammarBuilder b;
+    const NodeId none = b.choice({}), two = b.literal(":22");
+    Matcher m = start(b, b.sequence({object(b, none, two, 1), b.stop()}));
+    CHECK_EQ(m.closing().size(), std::string("{\"b\":22}").size());
+    CHECK(accepts(m, "{\"ab\":22}"));
+    CHECK(m.accept_bytes("{\"a"));
+    CHECK(!m.accept_bytes("\""));
+  }
+  GrammarBuilder b;
+  const NodeId part = b.literal("x");
+  CHECK_THROWS(b.object({part, part, part, {}, dfa, -1, 0, 2, false, {part}, kinds}), std::invalid_argument);
+  CHECK_THROWS(b.object({part, part, part, {}, nullptr, -1, 0, 2, false, {part}, kinds}), std::invalid_argument);
+}
+
 } // namespace
 
 int main() {
@@ -304,5 +351,6 @@ int main() {
   many_empty_values_are_read_flat();
   ambiguity_is_bounded();
   long_keys_beside_other_keys();
+  kinds_of_other_keys();
   return check::report();
 }

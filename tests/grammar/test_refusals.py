@@ -101,23 +101,21 @@ IMPOSSIBLE: dict[str, tuple[Any, str, str | None]] = {
     ),
     "no alternative": ({"anyOf": [False, {"type": "integer", "minimum": 5, "maximum": 4}]}, "/anyOf/1", "minimum"),
 }
+# What has no opposite here: some key that matches, of a value that does not.
+PATTERNED: dict[str, Any] = {"type": "object", "patternProperties": {"^x": STRING}}
 UNSUPPORTED: dict[str, Any] = {
-    "patternProperties": {"type": "object", "patternProperties": {"^x": STRING}},
-    "propertyNames": {"type": "object", "propertyNames": {"maxLength": 3}},
-    "dependentRequired": {"type": "object", "dependentRequired": {"a": ["b"]}},
-    "dependentSchemas": {"type": "object", "dependentSchemas": {"a": {"required": ["b"]}}},
-    "dependencies": {"type": "object", "dependencies": {"a": ["b"]}},
-    "not": {"not": {"type": "string"}},
-    "if": {"if": {"type": "string"}, "then": {"maxLength": 3}},
-    "contains": {"type": "array", "contains": STRING},
-    "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
-    "unevaluatedItems": {"type": "array", "unevaluatedItems": False},
+    "patternProperties": {"type": "object", "patternProperties": {r"(x)\1": STRING}},
+    "propertyNames": {"type": "object", "propertyNames": {"allOf": [{"pattern": r"(x)\1"}]}},
+    "not": {"not": PATTERNED},
+    "if": {"if": PATTERNED, "then": {"required": ["x"]}},
+    "contains": {"type": "array", "contains": PATTERNED, "maxContains": 2},
+    "unevaluatedProperties": {"type": "object", "if": PATTERNED, "unevaluatedProperties": False},
+    "unevaluatedItems": {"oneOf": [{**PATTERNED, "items": {}}, PATTERNED], "unevaluatedItems": False},
     "uniqueItems": {"type": "array", "uniqueItems": True},
     "$dynamicRef": {"$dynamicRef": "#node"},
     "$recursiveRef": {"$recursiveRef": "#"},
-    "oneOf": {"oneOf": [{"type": "string"}, {"maxLength": 3}]},
+    "oneOf": {"oneOf": [PATTERNED, {"type": "object", "required": ["x"]}]},
     "pattern": {"type": "string", "pattern": r"(a)\1"},
-    "format": {"allOf": [{"format": "date"}, {"format": "email"}]},
 }
 
 
@@ -157,10 +155,56 @@ def test_what_cannot_be_enforced(keyword: str, whole: bool) -> None:
     assert error.pointer == ("" if whole else "/properties/x")
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("keyword", UNSUPPORTED)
+def test_what_cannot_be_enforced_is_left_out_where_that_is_asked_for(keyword: str, whole: bool) -> None:
+    if whole:
+        grammar = CallGrammar.for_schema(UNSUPPORTED[keyword], small_tokenizer(), strict=False)
+    else:
+        parameters = {"type": "object", "properties": {"x": UNSUPPORTED[keyword], "y": {"type": "integer"}}}
+        tools = [tool({"type": "object", "properties": {"x": STRING}}, "fine"), tool(parameters, "loose")]
+        grammar = CallGrammar(tools, small_tokenizer(), "json-list", strict=False)
+        assert not grammar.accepts('[{"name": "loose", "arguments": {"y": "1"}}]')
+        assert grammar.accepts('[{"name": "loose", "arguments": {"y": 1}}]')
+    assert keyword in {warning.keyword for warning in grammar.warnings}
+    if keyword in ("patternProperties", "if", "oneOf", "not"):
+        assert len(grammar.warnings) == 1
+    for warning in grammar.warnings:
+        assert warning.tool == (None if whole else "loose")
+        assert warning.pointer.startswith("" if whole else "/properties/x")
+        assert warning.keyword in str(warning) and warning.message in str(warning)
+    assert len(set(grammar.warnings)) == len(grammar.warnings) <= 2
+
+
+def test_what_is_enforced_beside_what_is_left_out() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 2}},
+        "not": PATTERNED,
+        "required": ["a"],
+        "oneOf": [PATTERNED, {"required": ["b"]}],
+    }
+    grammar = CallGrammar.for_schema(schema, small_tokenizer(), strict=False)
+    assert {(warning.pointer, warning.keyword) for warning in grammar.warnings} == {
+        ("/properties/a", "uniqueItems"),
+        ("", "not"),
+        ("", "oneOf"),
+    }
+    assert grammar.accepts('{"a": [1, 1]}')
+    for text in ('{"a": [1, 2, 3]}', '{"a": ["1"]}', "{}", '{"a": [], "x1": 1}'):
+        assert not grammar.accepts(text), text
+    with pytest.raises(ToolSchemaError):  # what is malformed or impossible stays an error
+        CallGrammar.for_schema({**schema, "required": "a"}, small_tokenizer(), strict=False)
+    assert CallGrammar.for_schema({"type": "string", "unknown": 1}, small_tokenizer(), strict=False).warnings == []
+
+
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("keyword", ["patternProperties", "dependentRequired", "if", "not"])
+@pytest.mark.parametrize("keyword", ["patternProperties", "uniqueItems", "if", "not"])
 def test_keywords_at_the_root_of_a_tool(keyword: str, format: str) -> None:
-    parameters = {"type": "object", "properties": {"a": STRING}, **UNSUPPORTED[keyword]}
+    parameters = {"properties": {"a": STRING}, **UNSUPPORTED[keyword], "type": "object"}
+    if keyword == "uniqueItems":  # asks for nothing of an object
+        CallGrammar([tool(parameters, "f")], small_tokenizer(), format)
+        return
     with pytest.raises(UnsupportedSchemaError) as caught:
         CallGrammar([tool(parameters, "f")], small_tokenizer(), format)
     assert (caught.value.tool, caught.value.pointer, caught.value.keyword) == ("f", "", keyword)

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from toolprm_decode.grammar.call_grammar import CallGrammar, Matcher, Step, fill_masks
+from toolprm_decode.grammar.leniency import SchemaWarning
 
-__all__ = ["CallGrammar", "Matcher", "Step", "fill_masks"]
+__all__ = ["CallGrammar", "Matcher", "SchemaWarning", "Step", "fill_masks"]

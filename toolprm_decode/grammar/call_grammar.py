@@ -15,6 +15,7 @@ import numpy.typing as npt
 from toolprm_decode import _core
 from toolprm_decode.errors import BudgetExceeded, FormatError, RequestError, ToolSchemaError
 from toolprm_decode.formats import Format, get_format, pick_format
+from toolprm_decode.grammar.leniency import SchemaWarning, leaving_out
 from toolprm_decode.grammar.merging import Schema
 from toolprm_decode.grammar.schema import Impossible, SchemaCompiler, Style, spellings
 from toolprm_decode.grammar.vocabulary import load_tokenizer, vocabulary
@@ -80,6 +81,7 @@ class CallGrammar:
         max_calls: most calls of an answer; None: any number.
         allow_no_call: the empty list of calls is legal.
         flexible_whitespace: any white space between the parts, instead of json.dumps' own.
+        strict: a keyword that cannot be enforced is an error; otherwise it is left out, and listed in warnings.
         stop_ids: tokens that end an answer; default: the tokenizer's end-of-sequence token.
         max_instructions: compile budget, in instructions of the automaton (about one a byte of literal text).
 
@@ -92,6 +94,7 @@ class CallGrammar:
 
     Attributes:
         tools: as read. format: the call format, None for a schema. format_reason: why that one, in words.
+        warnings: the keywords that are not enforced; empty where strict.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class CallGrammar:
         max_calls: int | None = None,
         allow_no_call: bool = True,
         flexible_whitespace: bool = False,
+        strict: bool = True,
         stop_ids: Sequence[int] | None = None,
         max_instructions: int = MAX_INSTRUCTIONS,
     ):
@@ -116,8 +120,9 @@ class CallGrammar:
         if not self.tools and not allow_no_call:
             raise ToolSchemaError("there is no tool to call: give tools, or allow an answer without calls")
         self._vocabulary = vocabulary(tokenizer, stop_ids)
-        compile_ = _CallCompiler(self.format, max_calls, allow_no_call, flexible_whitespace, max_instructions)
+        compile_ = _CallCompiler(self.format, max_calls, allow_no_call, flexible_whitespace, strict, max_instructions)
         self._grammar = compile_(self.tools)
+        self.warnings: list[SchemaWarning] = compile_.warnings
 
     @classmethod
     def for_schema(
@@ -126,6 +131,7 @@ class CallGrammar:
         tokenizer: Any,
         *,
         flexible_whitespace: bool = False,
+        strict: bool = True,
         stop_ids: Sequence[int] | None = None,
         max_instructions: int = MAX_INSTRUCTIONS,
     ) -> CallGrammar:
@@ -138,10 +144,16 @@ class CallGrammar:
         self.tools, self.format, self.format_reason = [], None, "one JSON value"
         self._vocabulary = vocabulary(load_tokenizer(tokenizer), stop_ids)
         builder = _core.GrammarBuilder(max_instructions)
+        self.warnings = []
+
+        def read(root: Schema) -> int:
+            return SchemaCompiler(builder, root, flexible=flexible_whitespace).value(root, arguments=True)
 
         def build() -> _core.Grammar:
-            compiler = SchemaCompiler(builder, schema, flexible=flexible_whitespace)
-            value = compiler.value(schema, arguments=True)
+            if strict:
+                value = read(schema)
+            else:
+                value, self.warnings = leaving_out(read, schema)
             space = [builder.space()] if flexible_whitespace else []
             finish = builder.step(_core.StepKind.TOTAL_FINISH)
             return builder.build(builder.sequence([*space, value, *space, builder.stop(), finish]), calls=False)
@@ -181,9 +193,16 @@ class _CallCompiler:
     """Builds the grammar of a list of calls."""
 
     def __init__(
-        self, format: Format, max_calls: int | None, allow_no_call: bool, flexible: bool, max_instructions: int
+        self,
+        format: Format,
+        max_calls: int | None,
+        allow_no_call: bool,
+        flexible: bool,
+        strict: bool,
+        max_instructions: int,
     ):
-        self.format, self.flexible = format, flexible
+        self.format, self.flexible, self.strict = format, flexible, strict
+        self.warnings: list[SchemaWarning] = []
         self.max_calls, self.allow_no_call, self.max_instructions = max_calls, allow_no_call, max_instructions
 
     def __call__(self, tools: Sequence[Tool]) -> _core.Grammar:
@@ -214,25 +233,33 @@ class _CallCompiler:
         form, kinds = self.format, _core.StepKind
         names: list[tuple[bytes, int]] = []
         for tool in tools:
-            style: Style = "python" if form.pythonic else "json"
-            compiler = SchemaCompiler(
-                b, tool.parameters, tool=tool.name, style=style, flexible=self.flexible, closed=True
-            )
-            schema = _object_schema(tool.parameters)
+            read = partial(self._arguments, b, tool.name)
+            if self.strict:
+                arguments = read(tool.parameters)
+            else:
+                arguments, warnings = leaving_out(read, tool.parameters)
+                self.warnings += warnings
             finish = b.step(kinds.PARAM_FINISH)
             if form.pythonic:
                 written = [f"{tool.name}(".encode()]
                 # The name ends before the parenthesis; the one that closes the arguments closes the call too.
-                parts = [b.step(kinds.FUNC_NAME, 1), compiler.keywords(schema), finish, b.step(kinds.FUNC_FINISH)]
+                parts = [b.step(kinds.FUNC_NAME, 1), arguments, finish, b.step(kinds.FUNC_FINISH)]
             else:
                 written = spellings(tool.name)
                 parts = [b.step(kinds.FUNC_NAME), self._literal(b, form.arguments_open), *self._space(b)]
-                parts += [compiler.value(schema, arguments=True), finish]
+                parts += [arguments, finish]
                 parts += [self._literal(b, form.call_close), b.step(kinds.FUNC_FINISH)]
                 parts += [self._literal(b, form.call_end)]
             node = b.sequence(parts)
             names += [(text, node) for text in written]
         return b.sequence([self._literal(b, "" if form.pythonic else form.name_open), *self._space(b), b.names(names)])
+
+    def _arguments(self, b: _core.GrammarBuilder, tool: str, parameters: dict[str, Any]) -> int:
+        """The node of a call's arguments."""
+        style: Style = "python" if self.format.pythonic else "json"
+        compiler = SchemaCompiler(b, parameters, tool=tool, style=style, flexible=self.flexible, closed=True)
+        schema = _object_schema(parameters)
+        return compiler.keywords(schema) if self.format.pythonic else compiler.value(schema, arguments=True)
 
     def _literal(self, b: _core.GrammarBuilder, text: str) -> int:
         """A literal of the format; in the flexible mode with any white space before each of its tokens.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 Schema = dict[str, Any] | bool
@@ -11,18 +12,83 @@ Schema = dict[str, Any] | bool
 class CannotMerge(ValueError):
     """Two schemas whose conjunction this module cannot write as one schema."""
 
-    def __init__(self, message: str, keyword: str):
+    def __init__(self, message: str, keyword: str, pointer: str | None = None):
         super().__init__(message)
-        self.keyword = keyword
+        self.keyword, self.pointer = keyword, pointer  # the latter where the keyword is not where the merging is
 
+
+@dataclass(frozen=True)
+class More:
+    """Further conditions on the members of an object: of each the properties, patternProperties, additionalProperties.
+
+    With patterns, what one side of a conjunction says of its other keys is no longer the same for all keys that the
+    other side leaves open, so the sides stay apart.
+    """
+
+    conditions: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One condition on strings, in the list that a merged `pattern` is.
+
+    kind: "pattern" (value: the regex), "format" (its name) or "one of" (a tuple of strings). wanted: or its opposite.
+    """
+
+    kind: str
+    value: Any
+    wanted: bool = True
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One condition on numbers, in the list that a merged `multipleOf` is: to be a multiple, or to be none."""
+
+    value: Any
+    wanted: bool = True
+
+
+@dataclass(frozen=True)
+class Contains:
+    """How many of an array's items from `start` on satisfy a schema; high None: any number."""
+
+    schema: Schema
+    low: int
+    high: int | None
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Negated:
+    """A schema that must not hold, and the keyword that asks for it, for errors."""
+
+    schema: Schema
+    keyword: str
+    pointer: str
+
+
+# Words under which merged and rewritten schemas hold the above, in lists or alone. JSON has no values of these classes,
+# so what a schema itself has under such a word is an annotation.
+MORE, NOT, CONTAINS = "$more", "$not", "$contains"
 
 _LARGER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _SMALLER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 _ANNOTATIONS = frozenset(
     {"title", "description", "default", "examples", "example", "deprecated", "$comment", "$id", "$schema"}
 )
-_OBJECT_WORDS = frozenset({"properties", "additionalProperties", "required"})
-_ARRAY_WORDS = frozenset({"prefixItems", "items", "additionalItems"})
+_MEMBER_WORDS = ("properties", "patternProperties", "additionalProperties")
+_OBJECT_WORDS = frozenset({*_MEMBER_WORDS, "required", MORE})
+_CONTAINS_WORDS = ("contains", "minContains", "maxContains", CONTAINS)
+# Words that mean another thing beside other keywords, or that this module would have to understand.
+_APART = frozenset(
+    {
+        *("not", NOT, "if", "dependentRequired", "dependentSchemas", "dependencies"),
+        *("unevaluatedProperties", "unevaluatedItems"),
+    }
+)
+_ARRAY_WORDS = frozenset({"prefixItems", "items", "additionalItems", *_CONTAINS_WORDS})
+_MERGED_APART = _OBJECT_WORDS | _ARRAY_WORDS | {"then", "else"}  # the latter ask for nothing without an if
+_MAX_PRODUCT = 4_096  # alternatives of one list times those of another
 
 
 def merge(a: Schema, b: Schema, *, closed: bool) -> Schema:
@@ -39,12 +105,14 @@ def merge(a: Schema, b: Schema, *, closed: bool) -> Schema:
     if b is True or b == {}:
         return a
     assert isinstance(a, dict) and isinstance(b, dict)
-    if "$ref" in a and "$ref" in b and a["$ref"] != b["$ref"]:
-        return {"allOf": [a, b]}  # whoever reads it follows the references first
+    if not _APART.isdisjoint(a) or not _APART.isdisjoint(b) or ("$ref" in a and "$ref" in b and a["$ref"] != b["$ref"]):
+        return {"allOf": [a, b]}  # whoever reads it follows the references, and rewrites these words, first
     merged: dict[str, Any] = {}
     for word in {**a, **b}:
-        if word in _OBJECT_WORDS | _ARRAY_WORDS:
+        if word in _MERGED_APART:
             continue
+        if word == "format" and word in b and not equal(a.get(word, b[word]), b[word]):
+            continue  # both, see below
         if word not in a or word not in b:
             merged[word] = a.get(word, b.get(word))
         elif equal(a[word], b[word]):
@@ -53,9 +121,29 @@ def merge(a: Schema, b: Schema, *, closed: bool) -> Schema:
             merged[word] = _both(word, a[word], b[word], closed)
             if merged[word] is _NOTHING:
                 return False
+    if "format" in a and "format" in b and not equal(a["format"], b["format"]):
+        texts = [Text("format", side["format"]) for side in (a, b)]
+        merged["pattern"] = [*_listed(merged.get("pattern", [])), *texts]
     _merge_objects(a, b, merged, closed)
     _merge_arrays(a, b, merged, closed)
+    if "nullable" in merged and "type" in a and "type" in b and not (a.get("nullable") and b.get("nullable")):
+        del merged["nullable"]
+    if "type" in merged and ("enum" in merged or "const" in merged):
+        return _of_type(merged)
     return merged
+
+
+def _of_type(schema: dict[str, Any]) -> Schema:
+    """Without the listed values that are of another type."""
+    types = {*_listed(schema["type"])}
+    types |= {"integer"} if "number" in types else set()
+    types |= {"null"} if schema.get("nullable") is True else set()
+    if "const" in schema:
+        return schema if type_of(schema["const"]) in types else False
+    if not isinstance(schema["enum"], list):
+        return schema
+    values = [value for value in schema["enum"] if type_of(value) in types]
+    return {**schema, "enum": values} if values else False
 
 
 _NOTHING: Any = object()
@@ -72,15 +160,19 @@ def _both(word: str, x: Any, y: Any, closed: bool) -> Any:
         return max(x, y)
     if word in _SMALLER:
         return min(x, y)
-    if word == "multipleOf" and isinstance(x, int) and isinstance(y, int):
-        return math.lcm(x, y)
+    if word == "multipleOf":
+        if isinstance(x, int) and isinstance(y, int):
+            return math.lcm(x, y)
+        return [one if isinstance(one, Factor) else Factor(one) for one in (*_listed(x), *_listed(y))]
     if word == "pattern":
-        return [*_listed(x), *_listed(y)]
-    if word == "uniqueItems":
+        return [one if isinstance(one, Text) else Text("pattern", one) for one in (*_listed(x), *_listed(y))]
+    if word in ("uniqueItems", "nullable"):
         return x or y
-    if word in ("anyOf", "oneOf") and len(x) * len(y) <= 256:
+    if word in ("anyOf", "oneOf") and len(x) * len(y) <= _MAX_PRODUCT:
         # Exactly one of each list: the products are as disjoint as the lists themselves.
-        return [merge(p, q, closed=closed) for p in x for q in y]
+        return [both for p in x for q in y if (both := merge(p, q, closed=closed)) is not False] or _NOTHING
+    if word == "propertyNames":
+        return {"allOf": [x, y]}
     if word in ("$defs", "definitions"):
         return {**x, **y}
     if word == "allOf":
@@ -112,18 +204,25 @@ def _listed(x: Any) -> list[Any]:
 
 
 def _merge_objects(a: dict[str, Any], b: dict[str, Any], merged: dict[str, Any], closed: bool) -> None:
+    for side in (a, b):
+        if not isinstance(side.get("required", []), list):
+            raise TypeError(f"required must be a list of property names, not {side['required']!r:.60}")
     required = list(dict.fromkeys([*a.get("required", []), *b.get("required", [])]))
     if required:
         merged["required"] = required
+    if any(word in side for side in (a, b) for word in ("patternProperties", MORE)):
+        sides = [side for side in (*_conditions(a), *_conditions(b)) if side]
+        merged.update(sides[0] if sides else {})
+        if len(sides) > 1:
+            merged[MORE] = More(tuple(sides[1:]))
+        return
     ours, theirs = a.get("properties", {}), b.get("properties", {})
     if ours or theirs or "properties" in a or "properties" in b:
         properties: dict[str, Any] = {}
         for name in {**ours, **theirs}:
             x = ours.get(name, a.get("additionalProperties", True))
             y = theirs.get(name, b.get("additionalProperties", True))
-            both = merge(x, y, closed=closed)
-            if both is not False or name in required:
-                properties[name] = both
+            properties[name] = merge(x, y, closed=closed)
         merged["properties"] = properties
     if "additionalProperties" in a or "additionalProperties" in b:
         merged["additionalProperties"] = merge(
@@ -131,10 +230,20 @@ def _merge_objects(a: dict[str, Any], b: dict[str, Any], merged: dict[str, Any],
         )
 
 
+def _conditions(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    own = {word: schema[word] for word in _MEMBER_WORDS if word in schema}
+    return [own, *(schema[MORE].conditions if MORE in schema else ())]
+
+
 def _merge_arrays(a: dict[str, Any], b: dict[str, Any], merged: dict[str, Any], closed: bool) -> None:
     if not _ARRAY_WORDS & {*a, *b}:
         return
-    (ours, our_rest), (theirs, their_rest) = _items(a), _items(b)
+    found = [*containments(a), *(one for one in containments(b) if one not in containments(a))]
+    if found:
+        merged[CONTAINS] = tuple(found)
+    if not {"prefixItems", "items", "additionalItems"} & {*a, *b}:
+        return
+    (ours, our_rest), (theirs, their_rest) = items_of(a), items_of(b)
     length = max(len(ours), len(theirs))
     ours, theirs = ours + [our_rest] * (length - len(ours)), theirs + [their_rest] * (length - len(theirs))
     prefix = [merge(x, y, closed=closed) for x, y in zip(ours, theirs, strict=True)]
@@ -143,9 +252,27 @@ def _merge_arrays(a: dict[str, Any], b: dict[str, Any], merged: dict[str, Any], 
     merged["items"] = merge(our_rest, their_rest, closed=closed)
 
 
-def _items(schema: dict[str, Any]) -> tuple[list[Schema], Schema]:
+def items_of(schema: dict[str, Any]) -> tuple[list[Schema], Schema]:
     """What the first items are, and all others; before 2020-12 a list under `items` was the former."""
     items = schema.get("items", True)
     if isinstance(items, list):
         return items, schema.get("additionalItems", True)
     return schema.get("prefixItems", []), items
+
+
+def containments(schema: dict[str, Any]) -> list[Contains]:
+    """What `contains` and its bounds ask of an array, merged ones too."""
+    found = list(schema.get(CONTAINS, ()))
+    if "contains" in schema:
+        found.append(Contains(schema["contains"], schema.get("minContains", 1), schema.get("maxContains")))
+    return found
+
+
+def type_of(value: Any) -> str:
+    """The narrowest type of a JSON value: 5.0 is an integer."""
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return "integer"
+    kinds = ((str, "string"), (float, "number"), (dict, "object"), (list, "array"))
+    return next((name for kind, name in kinds if isinstance(value, kind)), "null")

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from typing import Any, Literal, NoReturn
 from urllib.parse import unquote
@@ -18,14 +18,43 @@ from urllib.parse import unquote
 from toolprm_decode import _core
 from toolprm_decode.errors import BudgetExceeded, FormatError, ToolSchemaError, UnsupportedSchemaError
 from toolprm_decode.grammar import scalars
-from toolprm_decode.grammar.fsm import ByteFSM, EmptyLanguage, byte_fsm, from_strings, intersect, union
-from toolprm_decode.grammar.merging import CannotMerge, Schema, equal, merge
+from toolprm_decode.grammar.arrays import read_array
+from toolprm_decode.grammar.checking import TYPES, CannotTell, constants, holds, types_of
+from toolprm_decode.grammar.fsm import ByteFSM, EmptyLanguage, byte_fsm, difference, from_strings, intersect, union
+from toolprm_decode.grammar.merging import (
+    MORE,
+    NOT,
+    CannotMerge,
+    Factor,
+    More,
+    Negated,
+    Schema,
+    Text,
+    merge,
+    type_of,
+)
+from toolprm_decode.grammar.negation import REWRITTEN, rewritten
+from toolprm_decode.grammar.objects import (
+    NOTHING,
+    Member,
+    Members,
+    Names,
+    OtherKeys,
+    classified,
+    conditions,
+    declared_names,
+    escaped,
+    kinds_of_keys,
+    without,
+)
+from toolprm_decode.grammar.references import localised, needs_localising
+from toolprm_decode.grammar.unevaluated import UNEVALUATED, evaluated
 
 Style = Literal["json", "python"]
 
-TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 MAX_DEPTH = 200  # nested schemas; beyond it Python's own stack is at risk
 MAX_DISJOINT = 500  # alternatives of a oneOf: each is compared with each
+MAX_WORK = 50_000  # schemas read for one root, those that conjunctions and negations make among them
 MAX_ALTERNATIVES = 2_000  # options of one union, those of unions inside it among them
 
 
@@ -41,33 +70,12 @@ _ANNOTATIONS = _word_set(
     externalDocs xml
     """
 )
-# Values with which a keyword that cannot be enforced asks for nothing.
-_TRIVIAL: dict[str, tuple[Any, ...]] = {
-    "patternProperties": ({},),
-    "dependentRequired": ({},),
-    "dependentSchemas": ({},),
-    "dependencies": ({},),
-    "propertyNames": (True, {}),
-    "unevaluatedProperties": (True, {}),
-    "unevaluatedItems": (True, {}),
-    "not": (False,),
-}
-# Keywords that ask for nothing without one of these beside them.
-_NEEDS: dict[str, tuple[str, ...]] = {
-    "if": ("then", "else"),
-    "then": ("if",),
-    "else": ("if",),
-    "minContains": ("contains",),
-    "maxContains": ("contains",),
-}
-_UNSUPPORTED = _word_set(
-    """
-    patternProperties propertyNames dependentRequired dependentSchemas dependencies not if then else
-    contains minContains maxContains unevaluatedProperties unevaluatedItems $dynamicRef $recursiveRef
-    """
-)
+_UNSUPPORTED = frozenset({"$dynamicRef", "$recursiveRef"})
+# Keywords that flat() takes away.
+_FLATTENED = frozenset({"$ref", "allOf", *REWRITTEN, *UNEVALUATED})
+_REWRITTEN = frozenset({*REWRITTEN, *UNEVALUATED})
 # Formats of numbers and of strings that only annotate.
-_ANNOTATING_FORMATS = _word_set(
+ANNOTATING_FORMATS = _word_set(
     """
     int8 int16 int32 int64 uint8 uint16 uint32 uint64 float double decimal
     password byte binary string text markdown html
@@ -128,6 +136,8 @@ class SchemaCompiler:
             otherwise JSON Schema's own default, any others.
     """
 
+    Impossible = Impossible
+
     def __init__(
         self,
         builder: _core.GrammarBuilder,
@@ -138,8 +148,13 @@ class SchemaCompiler:
         flexible: bool = False,
         closed: bool = False,
     ):
-        self.builder, self.root, self.tool, self.style = builder, root, tool, style
+        self.builder, self.tool, self.style = builder, tool, style
         self.flexible, self.closed = flexible, closed
+        self._localised = isinstance(root, dict) and needs_localising(root)
+        self.root: Schema = localised(root) if self._localised and isinstance(root, dict) else root
+        self._given = root
+        self._work = 0
+        self._flattening: set[int] = set()
         self._rules: dict[tuple[str, bool], int] = {}
         self._impossible: dict[tuple[str, bool], Impossible] = {}
         # Conjunctions that were worked out, by the identity of their schema, which is kept alive here.
@@ -155,6 +170,8 @@ class SchemaCompiler:
         arguments: members of an object at the root of the value end ARG_VALUE steps.
         Raises ToolSchemaError (Impossible, UnsupportedSchemaError among them) and BudgetExceeded.
         """
+        if self._localised and schema is self._given:  # references count from the rewritten root
+            schema = self.root
         options = self._options(schema, pointer, arguments)
         return options[0] if len(options) == 1 else self.builder.choice(options)
 
@@ -167,23 +184,32 @@ class SchemaCompiler:
         self._depth += 1
         try:
             if self._depth > MAX_DEPTH:
-                self._fail(pointer, keyword, message)
+                self.fail(pointer, keyword, message)
             yield
         finally:
             self._depth -= 1
 
     def _read(self, schema: Schema, pointer: str, arguments: bool) -> list[int]:
+        self._work += 1
+        if self._work > MAX_WORK:
+            message = f"alternatives, conjunctions and negations make more than {MAX_WORK} schemas"
+            raise BudgetExceeded(str(ToolSchemaError(message, tool=self.tool, pointer=pointer)))
         if schema is True or schema == {}:
             return [self.any_object(arguments=True), *self._any_others()] if arguments else [self.any_value()]
         if schema is False:
             raise Impossible("the schema is false: no value is legal", tool=self.tool, pointer=pointer)
         if not isinstance(schema, dict):
-            self._fail(pointer, None, f"a schema must be an object or a boolean, not {schema!r:.60}")
+            self.fail(pointer, None, f"a schema must be an object or a boolean, not {schema!r:.60}")
+        return self._read_words(schema, pointer, arguments)
+
+    def _read_words(self, schema: dict[str, Any], pointer: str, arguments: bool) -> list[int]:
         self._check_words(schema, pointer)
+        if not _REWRITTEN.isdisjoint(schema):
+            return self._shared(self.flat(schema, pointer), pointer, arguments)
         if "$ref" in schema:
             return self._reference(schema, pointer, arguments)
         if "allOf" in schema:
-            return self._shared(self._all_of(schema, pointer), pointer, arguments)
+            return self._shared(self.flat(schema, pointer), pointer, arguments)
         if "enum" in schema or "const" in schema:
             return self._enumeration(schema, pointer, arguments)
         for word in ("anyOf", "oneOf"):
@@ -193,27 +219,24 @@ class SchemaCompiler:
 
     def _check_words(self, schema: Mapping[Any, Any], pointer: str) -> None:
         # Words outside JSON Schema's vocabulary are annotations by its own rules.
-        for word, value in schema.items():
+        for word in schema:
             if not isinstance(word, str):
-                self._fail(pointer, None, f"a keyword must be a string, not {word!r:.60}")
-            if word in _NEEDS and not any(other in schema for other in _NEEDS[word]):
-                continue
-            if word in _UNSUPPORTED and not any(equal(value, trivial) for trivial in _TRIVIAL.get(word, ())):
-                raise UnsupportedSchemaError(
-                    f"{word} cannot be enforced; remove it or express it with another keyword",
-                    tool=self.tool,
-                    pointer=pointer,
-                    keyword=word,
-                )
+                self.fail(pointer, None, f"a keyword must be a string, not {word!r:.60}")
+        for word in _UNSUPPORTED.intersection(schema):
+            raise UnsupportedSchemaError(
+                f"{word} depends on how the schema is reached, which cannot be followed here; use $ref",
+                tool=self.tool,
+                pointer=pointer,
+                keyword=word,
+            )
 
     # ------------------------------------------------------------------ references and combinations
 
     def _reference(self, schema: dict[str, Any], pointer: str, arguments: bool) -> list[int]:
         target, at = self.resolve(schema["$ref"], pointer)
-        flat, _ = self._without_reference(target, at, pointer)  # refuses circles
-        siblings = {k: v for k, v in schema.items() if k != "$ref" and k not in _ANNOTATIONS}
-        if siblings:
-            return self._shared(self._merged(siblings, flat, pointer), pointer, arguments)
+        self.flat(target, at)  # refuses circles
+        if any(word != "$ref" and word not in _ANNOTATIONS for word in schema):
+            return self._shared(self.flat(schema, pointer), pointer, arguments)
         return self._rule(at, target, at, arguments)
 
     def _shared(self, merged: Schema, pointer: str, arguments: bool) -> list[int]:
@@ -237,7 +260,7 @@ class SchemaCompiler:
     def resolve(self, reference: Any, pointer: str) -> tuple[Schema, str]:
         """The schema that a `$ref` names, and its own pointer. Raises ToolSchemaError where it leads nowhere."""
         if not isinstance(reference, str):
-            self._fail(pointer, "$ref", f"a reference must be a string, not {reference!r:.60}")
+            self.fail(pointer, "$ref", f"a reference must be a string, not {reference!r:.60}")
         own = self.root.get("$id", self.root.get("id")) if isinstance(self.root, dict) else None
         local = reference.removeprefix(own) if isinstance(own, str) and own else reference
         if local in ("", "#"):
@@ -251,54 +274,63 @@ class SchemaCompiler:
                 elif isinstance(found, list) and part.isdigit() and int(part) < len(found):
                     found = found[int(part)]
                 else:
-                    self._fail(pointer, "$ref", f"{reference!r} leads nowhere: there is no {part!r}")
+                    self.fail(pointer, "$ref", f"{reference!r} leads nowhere: there is no {part!r}")
             if not isinstance(found, dict | bool):
-                self._fail(pointer, "$ref", f"{reference!r} does not lead to a schema")
+                self.fail(pointer, "$ref", f"{reference!r} does not lead to a schema")
             return found, local[1:]
         anchored = _anchored(self.root, local.removeprefix("#"))
         if len(anchored) > 1:
-            self._fail(pointer, "$ref", f"{reference!r} may be any of {len(anchored)} subschemas")
+            self.fail(pointer, "$ref", f"{reference!r} may be any of {len(anchored)} subschemas")
         if not anchored:
             message = f"{reference!r} leads nowhere: only references inside the schema are followed"
-            self._fail(pointer, "$ref", message)
+            self.fail(pointer, "$ref", message)
         return anchored[0], local
 
     def flat(self, schema: Schema, pointer: str = "") -> Schema:
-        """The schema itself, or what its `$ref` and `allOf` stand for."""
-        found, at = self._without_reference(schema, pointer, pointer)
-        return self._all_of(found, at) if isinstance(found, dict) and "allOf" in found else found
+        """The schema without references, conjunctions and the words that negation.py and unevaluated.py rewrite."""
+        if not isinstance(schema, dict) or _FLATTENED.isdisjoint(schema):
+            return schema
+        key = id(schema)
+        if key in self._conjunctions:
+            return self._conjunctions[key][1]
+        if key in self._flattening:
+            self.fail(pointer, "$ref", "the reference leads back to itself")
+        self._flattening.add(key)
+        try:
+            with self._deeper(pointer, "allOf", "nested too deep, or in a circle"):
+                result = self._flattened(schema, pointer)
+        except CannotMerge as error:
+            at = pointer if error.pointer is None else error.pointer
+            raise UnsupportedSchemaError(str(error), tool=self.tool, pointer=at, keyword=error.keyword) from error
+        except (AttributeError, TypeError) as error:
+            self.fail(pointer, None, f"a keyword has a value of the wrong kind: {error}")
+        finally:
+            self._flattening.discard(key)
+        self._conjunctions[key] = (schema, result)
+        return result
 
-    def _without_reference(self, schema: Schema, at: str, pointer: str) -> tuple[Schema, str]:
-        seen: list[str] = []
-        while isinstance(schema, dict) and "$ref" in schema:
-            if at in seen:
-                self._fail(pointer, "$ref", "the reference leads back to itself")
-            seen.append(at)
+    def _flattened(self, schema: dict[str, Any], pointer: str) -> Schema:
+        if any(word in schema for word in UNEVALUATED):
+            return self.flat(evaluated(schema, pointer, lambda to: self.resolve(to, pointer)[0]), pointer)
+        if "$ref" in schema:
+            target, at = self.resolve(schema["$ref"], pointer)
             siblings = {k: v for k, v in schema.items() if k != "$ref" and k not in _ANNOTATIONS}
-            schema, at = self.resolve(schema["$ref"], pointer)
-            if siblings:
-                with self._deeper(pointer, "$ref", "references are nested too deep, or in a circle"):
-                    schema, at = self._without_reference(schema, at, pointer)
-                schema = self._merged(siblings, schema, pointer)
-        return schema, at
-
-    def _all_of(self, schema: dict[str, Any], pointer: str) -> Schema:
+            found = self.flat(target, at)
+            return self._merged(self.flat(siblings, pointer), found, pointer) if siblings else found
+        if not REWRITTEN.isdisjoint(schema):
+            changed = rewritten(schema, pointer, ANNOTATING_FORMATS, self.resolve)
+            return self.flat(changed, pointer)
         members = schema["allOf"]
         if not isinstance(members, list) or not members:
-            self._fail(pointer, "allOf", "must be a list of at least one schema")
-        if id(schema) in self._conjunctions:
-            return self._conjunctions[id(schema)][1]
+            self.fail(pointer, "allOf", "must be a list of at least one schema")
         result: Schema = {k: v for k, v in schema.items() if k != "allOf"}
-        with self._deeper(pointer, "allOf", "nested too deep, or in a circle"):
-            for index, member in enumerate([result, *members]):
-                at = f"{pointer}/allOf/{index - 1}" if index else pointer
-                if not isinstance(member, dict | bool):
-                    self._fail(at, None, f"a schema must be an object or a boolean, not {member!r:.60}")
-                if isinstance(member, dict):
-                    self._check_words(member, at)
-                flat = self.flat(member, at)
-                result = self._merged(result, flat, pointer) if index else flat
-        self._conjunctions[id(schema)] = (schema, result)
+        for index, member in enumerate(members):
+            at = f"{pointer}/allOf/{index}"
+            if not isinstance(member, dict | bool):
+                self.fail(at, None, f"a schema must be an object or a boolean, not {member!r:.60}")
+            if isinstance(member, dict):
+                self._check_words(member, at)
+            result = self._merged(result, self.flat(member, at), pointer)
         return result
 
     def _merged(self, a: Schema, b: Schema, pointer: str) -> Schema:
@@ -307,21 +339,23 @@ class SchemaCompiler:
         except CannotMerge as error:
             raise UnsupportedSchemaError(str(error), tool=self.tool, pointer=pointer, keyword=error.keyword) from error
         except (AttributeError, TypeError) as error:
-            self._fail(pointer, None, f"a keyword has a value of the wrong kind: {error}")
+            self.fail(pointer, None, f"a keyword has a value of the wrong kind: {error}")
 
     def _union(self, schema: dict[str, Any], word: str, pointer: str, arguments: bool) -> list[int]:
         members = schema[word]
         if not isinstance(members, list) or not members:
-            self._fail(pointer, word, "must be a list of at least one schema")
+            self.fail(pointer, word, "must be a list of at least one schema")
         base = {k: v for k, v in schema.items() if k != word and k not in _ANNOTATIONS}
+        for index, member in enumerate(members):
+            if not isinstance(member, dict | bool):
+                at = f"{pointer}/{word}/{index}"
+                self.fail(at, None, f"a schema must be an object or a boolean, not {member!r:.60}")
         if word == "oneOf" and len(members) > 1:
-            self._check_disjoint(members, pointer)
+            members, base = self._exclusive(members, base, pointer), {}
         options: list[int] = []
         impossible: Impossible | None = None
         for index, member in enumerate(members):
             at = f"{pointer}/{word}/{index}"
-            if not isinstance(member, dict | bool):
-                self._fail(at, None, f"a schema must be an object or a boolean, not {member!r:.60}")
             try:
                 if base:
                     options += self._shared(self._merged(base, self.flat(member, at), pointer), at, arguments)
@@ -330,31 +364,66 @@ class SchemaCompiler:
             except Impossible as error:
                 impossible = error
             self._check_count(options, word, pointer)
+        if not options and word == "oneOf":
+            self.impossible("no alternative is possible without another", pointer, word)
         if not options:
             raise impossible or Impossible("no alternative is possible", tool=self.tool, pointer=pointer, keyword=word)
         return list(dict.fromkeys(options))  # the same reference twice is one way to read a text, not two
 
     def _check_count(self, options: Sequence[int], word: str, pointer: str) -> None:
         if len(options) > MAX_ALTERNATIVES:
-            raise self._over_budget(f"more than {MAX_ALTERNATIVES} alternatives", word, pointer)
+            raise self.over_budget(f"more than {MAX_ALTERNATIVES} alternatives", word, pointer)
 
-    def _over_budget(self, message: str, keyword: str, pointer: str) -> BudgetExceeded:
+    def over_budget(self, message: str, keyword: str, pointer: str) -> BudgetExceeded:
         return BudgetExceeded(str(ToolSchemaError(message, tool=self.tool, pointer=pointer, keyword=keyword)))
 
-    def _check_disjoint(self, members: Sequence[Any], pointer: str) -> None:
+    def _exclusive(self, members: Sequence[Schema], base: dict[str, Any], pointer: str) -> list[Schema]:
+        """The alternatives of a oneOf, each without what others hold for too where they are not known to be apart."""
         if len(members) > MAX_DISJOINT:
-            raise self._over_budget(f"more than {MAX_DISJOINT} alternatives; use anyOf", "oneOf", pointer)
+            raise self.over_budget(f"more than {MAX_DISJOINT} alternatives; use anyOf", "oneOf", pointer)
         flat = [self.flat(member, f"{pointer}/oneOf/{index}") for index, member in enumerate(members)]
+        if base:
+            flat = [self._merged(base, member, pointer) for member in flat]
+        exclusive: list[Schema] = []
+        apart: dict[tuple[int, int], bool] = {}
         for i, a in enumerate(flat):
-            for j in range(i):
-                if not _disjoint(a, flat[j], self.flat):
-                    raise UnsupportedSchemaError(
-                        f"alternatives {j} and {i} may both hold for one value, and oneOf allows exactly one; "
-                        "use anyOf, or tell them apart by type or by a constant property",
-                        tool=self.tool,
-                        pointer=pointer,
-                        keyword="oneOf",
-                    )
+            others: list[Schema] = []
+            for j, b in enumerate(flat):
+                key = (min(i, j), max(i, j))
+                if i != j and key not in apart:
+                    apart[key] = self._disjoint(a, b, pointer)
+                if i != j and not apart[key]:
+                    others.append(b)
+            if others:
+                no = tuple(Negated(other, "oneOf", pointer) for other in others)
+                exclusive.append({"allOf": [a, {NOT: no}]})
+            else:
+                exclusive.append(a if base else members[i])
+        return exclusive
+
+    def _disjoint(self, a: Schema, b: Schema, pointer: str) -> bool:
+        """Whether it is certain that no value satisfies both: as far as can be told by looking, or by trying."""
+        if _apart(a, b, self):
+            return True
+        builder, rules, impossible, any_ = self.builder, self._rules, self._impossible, self._any
+        self.builder, self._rules, self._impossible, self._any = _core.GrammarBuilder(100_000), {}, {}, None
+        try:
+            self.value(self._merged(a, b, pointer), pointer)
+        except Impossible:
+            return True
+        except (ToolSchemaError, BudgetExceeded, _core.BudgetError):
+            if self._work > MAX_WORK:
+                raise
+        finally:
+            self.builder, self._rules, self._impossible, self._any = builder, rules, impossible, any_
+        return False
+
+    def possible(self, schema: Schema, pointer: str) -> int | None:
+        """The node of the values of a schema, or None where it has none."""
+        try:
+            return self.value(schema, pointer)
+        except Impossible:
+            return None
 
     # ------------------------------------------------------------------ enumerations
 
@@ -362,9 +431,9 @@ class SchemaCompiler:
         word = "enum" if "enum" in schema else "const"
         values = schema["enum"] if word == "enum" else [schema["const"]]
         if not isinstance(values, list):
-            self._fail(pointer, "enum", f"must be a list of values, not {values!r:.60}")
+            self.fail(pointer, "enum", f"must be a list of values, not {values!r:.60}")
         if not values:
-            self._fail(pointer, "enum", "has no values")
+            self.impossible("has no values", pointer, "enum")
         values = self._valid(values, {k: v for k, v in schema.items() if k != word}, word, pointer)
         options: list[int] = []
         numbers, others = set[bytes](), set[bytes]()
@@ -379,7 +448,7 @@ class SchemaCompiler:
                 options += self._options({**closed, "required": list(members)}, pointer, arguments)
             else:
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                (numbers if is_number else others).update(self._written(value, word, pointer))
+                (numbers if is_number else others).update(self.written(value, word, pointer))
             self._check_count(options, word, pointer)
         # Numbers end with the byte after them, everything else with its own last one: two automata.
         return options + [
@@ -394,18 +463,16 @@ class SchemaCompiler:
         if rest.keys() == {"type"}:
             types = {*self._type_names(rest, pointer)}
             types |= {"integer"} if "number" in types else set()
-            return self._some([value for value in values if _type_of(value) in types], rest, word, pointer)
-        from jsonschema import Draft202012Validator  # here: few schemas need it, and it is slow to import
-
-        if isinstance(rest.get("pattern"), list):  # patterns that were merged
-            rest["allOf"] = [*rest.get("allOf", []), *({"pattern": pattern} for pattern in rest.pop("pattern"))]
-        check = Draft202012Validator(self.root).evolve(schema=rest)  # references start at the root
+            return self._some([value for value in values if type_of(value) in types], rest, word, pointer)
+        rest.pop("format", None)  # the listed values are what their author wants
         try:
-            return self._some([value for value in values if check.is_valid(value)], rest, word, pointer)
+            return self._some([value for value in values if holds(rest, value, self)], rest, word, pointer)
+        except CannotTell as error:
+            raise UnsupportedSchemaError(str(error), tool=self.tool, pointer=pointer, keyword=error.keyword) from error
         except ToolSchemaError:
             raise
-        except Exception as error:  # it does not look at keywords before it uses them, so any kind may come
-            self._fail(pointer, word, f"its values cannot be checked against the keywords beside it: {error!s:.200}")
+        except (AttributeError, TypeError, ValueError) as error:  # keywords are not looked at before they are used
+            self.fail(pointer, word, f"its values cannot be checked against the keywords beside it: {error!s:.200}")
 
     def _some(self, values: list[Any], rest: dict[str, Any], word: str, pointer: str) -> list[Any]:
         if values:
@@ -413,7 +480,7 @@ class SchemaCompiler:
         message = f"none of its values fits the other keywords ({', '.join(sorted(rest))})"
         raise Impossible(message, tool=self.tool, pointer=pointer, keyword=word)
 
-    def _written(self, value: Any, word: str, pointer: str) -> set[bytes]:
+    def written(self, value: Any, word: str, pointer: str) -> set[bytes]:
         try:
             texts = {json.dumps(value, ensure_ascii=a, allow_nan=False) for a in (True, False)}
             if isinstance(value, float) and value.is_integer() and abs(value) < 1e16:
@@ -424,7 +491,7 @@ class SchemaCompiler:
                 texts.add(repr(value))
             return {text.encode() for text in texts}
         except (TypeError, ValueError) as error:
-            self._fail(pointer, word, f"{value!r:.60} cannot be written as JSON: {error}")
+            self.fail(pointer, word, f"{value!r:.60} cannot be written as JSON: {error}")
 
     # ------------------------------------------------------------------ types
 
@@ -434,7 +501,7 @@ class SchemaCompiler:
             types = [t for t in types if t != "integer"]
         readers: dict[str, Callable[[], int]] = {
             "object": lambda: self._object(schema, pointer, arguments),
-            "array": lambda: self._array(schema, pointer),
+            "array": lambda: read_array(self, schema, pointer),
             "string": lambda: self._string(schema, pointer),
             "number": lambda: self._number(schema, pointer, integers=False),
             "integer": lambda: self._number(schema, pointer, integers=True),
@@ -456,11 +523,11 @@ class SchemaCompiler:
         types = schema.get("type", list(TYPES))
         types = [types] if isinstance(types, str) else types
         if not isinstance(types, list) or not types:
-            self._fail(pointer, "type", f"must be a type or a list of types, not {types!r:.60}")
+            self.fail(pointer, "type", f"must be a type or a list of types, not {types!r:.60}")
         for name in types:
             if name not in TYPES:
-                self._fail(pointer, "type", f"unknown type {name!r:.60}: use one of {', '.join(TYPES)}")
-        return types
+                self.fail(pointer, "type", f"unknown type {name!r:.60}: use one of {', '.join(TYPES)}")
+        return [*types, "null"] if schema.get("nullable") is True and "type" in schema else types
 
     def _words(self, *words: str) -> _core.Dfa:
         kept = [w for w in words if self.style == "python" or w[0].islower()]
@@ -478,7 +545,7 @@ class SchemaCompiler:
         item = self.any_value()
         words = self._words("true", "false", "null", "True", "False", "None")
         return [
-            b.array(*self._brackets("[", "]"), [], item),
+            b.array(*self.brackets("[", "]"), [], item),
             b.scalar(self._string_dfa()),
             b.scalar(regex_dfa(scalars.number())),
             b.scalar(words),
@@ -487,7 +554,7 @@ class SchemaCompiler:
     def any_object(self, *, arguments: bool = False) -> int:
         """The node of any JSON object."""
         return self.builder.object(
-            *self._brackets("{", "}"),
+            *self.brackets("{", "}"),
             [],
             other_key=self._string_dfa(),
             other_value=self._member(self.any_value()),
@@ -497,7 +564,7 @@ class SchemaCompiler:
     def _string_dfa(self) -> _core.Dfa:
         return regex_dfa(scalars.STRING if self.style == "json" else f"(?:{scalars.PY_STRING}|{scalars.STRING})")
 
-    def _brackets(self, open: str, close: str) -> tuple[int, int, int]:
+    def brackets(self, open: str, close: str) -> tuple[int, int, int]:
         b = self.builder
         if not self.flexible:
             return b.literal(open.encode()), b.literal(b", "), b.literal(close.encode())
@@ -517,108 +584,235 @@ class SchemaCompiler:
     # ------------------------------------------------------------------ objects
 
     def _object(self, schema: dict[str, Any], pointer: str, arguments: bool) -> int:
-        properties, others, low, high = self.members(schema, pointer)
-        keyed = [(self._key(name), self._member(value), required) for name, value, required in properties]
+        members = self.members(schema, pointer)
+        others = members.others
+        more: dict[str, Any] = {}
+        if others is not None and others.kinds:
+            values = [self._member(value) for value in others.values]
+            more = {"other_key": others.keys, "other_values": values, "other_kinds": others.kinds}
+        elif others is not None:
+            more = {"other_key": others.keys, "other_value": self._member(others.values[0])}
         return self.builder.object(
-            *self._brackets("{", "}"),
-            keyed,
-            other_key=None if others is None else self._string_dfa() if not properties else self._plain_key_dfa(),
-            other_value=-1 if others is None else self._member(others),
-            min=low,
-            max=high,
+            *self.brackets("{", "}"),
+            [(self._key(one.name), self._member(one.value), one.required) for one in members.properties],
+            min=members.low,
+            max=members.high,
             arguments=arguments,
+            **more,
         )
 
     def keywords(self, schema: Schema) -> int:
         """The node of what follows `name(` in a Pythonic call: the properties of the schema as name=value, and `)`."""
+        if isinstance(schema, dict) and (hard := sorted(_REWRITTEN.intersection(schema))):
+            self._no_keywords(hard[0])
         root = self.flat(schema)
         assert isinstance(root, dict)
         self._check_words(root, "")
         if found := sorted({"anyOf", "oneOf", "enum", "const"} & root.keys()):
-            raise UnsupportedSchemaError(
-                "a Pythonic call needs plain properties at the root of its parameters; use a JSON format",
-                tool=self.tool,
-                keyword=found[0],
-            )
-        properties, others, low, high = self.members(root, "")
-        if others is not None:
+            self._no_keywords(found[0])
+        members = self.members(root, "")
+        if members.others is not None:
+            sorted_ = "patternProperties" in root
             raise UnsupportedSchemaError(
                 "a Pythonic call cannot take arguments of any name; declare them, or use a JSON format",
                 tool=self.tool,
-                keyword="additionalProperties",
+                keyword="patternProperties" if sorted_ else "additionalProperties",
             )
         b = self.builder
         space = [b.space()] if self.flexible else []
         keyed: list[tuple[list[bytes], int, bool]] = []
-        for name, value, required in properties:
-            if not _KEYWORD.fullmatch(name):
-                raise FormatError(f"tool {self.tool!r}: parameter {name!r} cannot be written as a keyword argument")
-            keyed.append(([f"{name}=".encode()], b.sequence([*space, value]), required))
-        _, comma, _ = self._brackets("(", ")")
+        for one in members.properties:
+            if not _KEYWORD.fullmatch(one.name):
+                raise FormatError(f"tool {self.tool!r}: parameter {one.name!r} cannot be written as a keyword argument")
+            keyed.append(([f"{one.name}=".encode()], b.sequence([*space, one.value]), one.required))
+        _, comma, _ = self.brackets("(", ")")
         close = b.sequence([*space, b.literal(b")")])
-        return b.object(b.sequence(space), comma, close, keyed, min=low, max=high, arguments=True)
+        return b.object(b.sequence(space), comma, close, keyed, min=members.low, max=members.high, arguments=True)
 
-    def members(
-        self, schema: dict[str, Any], pointer: str
-    ) -> tuple[list[tuple[str, int, bool]], int | None, int, int | None]:
-        """What an object holds: properties, the value node of other members or None, fewest and most members.
+    def _no_keywords(self, keyword: str) -> NoReturn:
+        raise UnsupportedSchemaError(
+            "a Pythonic call needs plain properties at the root of its parameters; use a JSON format",
+            tool=self.tool,
+            keyword=keyword,
+        )
 
-        A property is its name, the node of its value, and whether it is required.
-        """
-        declared = schema.get("properties", {})
-        if not isinstance(declared, dict):
-            self._fail(pointer, "properties", f"must be an object of schemas, not {declared!r:.60}")
+    def members(self, schema: dict[str, Any], pointer: str) -> Members:
+        """What an object holds."""
         required = schema.get("required", [])
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-            self._fail(pointer, "required", f"must be a list of property names, not {required!r:.60}")
-        extra = schema.get("additionalProperties", not (self.closed and declared))
-        properties: list[tuple[str, int, bool]] = []
-        for name, member in declared.items():
-            self._check_name(name, pointer, "properties")
-            at = f"{pointer}/properties/{name.replace('~', '~0').replace('/', '~1')}"
-            try:
-                properties.append((name, self.value(member, at), name in required))
-            except Impossible:
-                if member is not False or name in required:
-                    raise  # but "false" on an optional property just forbids it
-        others: int | None = None
-        at = f"{pointer}/additionalProperties"
-        if extra is not False:
-            others = self.value(extra, at)
-        for name in dict.fromkeys(required):
-            if name in declared:
-                continue
-            self._check_name(name, pointer, "required")
-            if others is None:
-                self._fail(pointer, "required", f"property {name!r} is required but not defined")
-            properties.append((name, self.value(extra, at), True))
-        forbidden = [name for name, member in declared.items() if member is False]
-        if forbidden and others is not None:
-            raise UnsupportedSchemaError(
-                "a forbidden property beside free ones cannot be enforced",
-                tool=self.tool,
-                pointer=pointer,
-                keyword="properties",
-            )
-        low, high = self._bounds(schema, "minProperties", "maxProperties", pointer)
-        if high is not None and sum(required for _, _, required in properties) > high:
+            self.fail(pointer, "required", f"must be a list of property names, not {required!r:.60}")
+        if "patternProperties" in schema or "propertyNames" in schema or MORE in schema:
+            members = self._sorted_members(schema, required, pointer)
+        else:
+            members = self._plain_members(schema, required, pointer)
+        low, high = self.bounds(schema, "minProperties", "maxProperties", pointer)
+        if high is not None and sum(one.required for one in members.properties) > high:
             raise Impossible(
                 "more properties are required than allowed", tool=self.tool, pointer=pointer, keyword="maxProperties"
             )
-        if others is None and low > len(properties):
+        if members.others is None and low > len(members.properties):
             raise Impossible(
                 "more members are asked for than properties exist",
                 tool=self.tool,
                 pointer=pointer,
                 keyword="minProperties",
             )
-        return properties, others, low, high
+        members.low, members.high = low, high
+        return members
+
+    def _plain_members(self, schema: dict[str, Any], required: list[str], pointer: str) -> Members:
+        """The members where all other keys are of one kind."""
+        declared = schema.get("properties", {})
+        if not isinstance(declared, dict):
+            self.fail(pointer, "properties", f"must be an object of schemas, not {declared!r:.60}")
+        closed = self.closed and any(member is not False for member in declared.values())
+        extra = schema.get("additionalProperties", not closed)
+        properties: list[Member] = []
+        forbidden: list[str] = []
+        for name, member in declared.items():
+            self._check_name(name, pointer, "properties")
+            at = f"{pointer}/properties/{escaped(name)}"
+            try:
+                properties.append(Member(name, self.value(member, at), name in required))
+            except Impossible:
+                if name in required:
+                    raise
+                forbidden.append(name)
+        value: int | None = None
+        if extra is not False:
+            with suppress(Impossible):
+                value = self.value(extra, f"{pointer}/additionalProperties")
+        for name in dict.fromkeys(required):
+            if name not in declared:
+                self._check_name(name, pointer, "required")
+                self._check_taken(name, value is not None, pointer)
+                properties.append(Member(name, self.value(extra, pointer), True))
+        if value is None:
+            return Members(properties, None)
+        properties += self._forbidden(forbidden)
+        # Beside declared properties, keys are written in the very ways that those are, or `"\\u0061"` would pass for
+        # another key than `"a"`.
+        return Members(properties, OtherKeys(self._plain_key_dfa() if properties else self._string_dfa(), (value,)))
+
+    def _check_taken(self, name: str, possible: bool, pointer: str) -> None:
+        if not possible:
+            self.impossible(f"property {name!r} is required but not defined", pointer, "required")
+
+    def _forbidden(self, names: Iterable[str]) -> list[Member]:
+        """Names that no other key may be, as properties whose value nothing satisfies."""
+        return [Member(name, self.builder.choice([]), False) for name in names]
+
+    def _sorted_members(self, schema: dict[str, Any], required: list[str], pointer: str) -> Members:
+        """The members where patterns sort the keys."""
+        self._check_conditions(schema, pointer)
+        closed = self.closed and not any("additionalProperties" in one for one in conditions(schema))
+        if closed and any(m is not False for one in conditions(schema) for m in one.get("properties", {}).values()):
+            # To the one object that all conditions describe, keys that none of them mentions are unknown.
+            mentioned: dict[str, dict[str, Any]] = {"properties": {}, "patternProperties": {}}
+            for one in conditions(schema):
+                for word, known in mentioned.items():
+                    known.update(dict.fromkeys(one.get(word, {}), True))
+            more = schema[MORE].conditions if MORE in schema else ()
+            schema = {**schema, MORE: More((*more, {**mentioned, "additionalProperties": False}))}
+        names = Names(partial(self._key_fsm, pointer=pointer))
+        keys: ByteFSM | None = self._plain_key_fsm()
+        listed: list[str] | None = None
+        if "propertyNames" in schema:
+            listed, keys = self._legal_names(schema["propertyNames"], pointer)
+        properties: list[Member] = []
+        forbidden: list[str] = []
+        allowed = keys
+        for name in dict.fromkeys((*declared_names(schema), *required, *(listed or ()))):
+            self._check_name(name, pointer, "properties" if name not in required else "required")
+            possible = name in listed if listed is not None else allowed is not None and self._is_key(name, allowed)
+            try:
+                if not possible:
+                    self.impossible(f"{name!r} is no legal name", pointer, "propertyNames")
+                value = self._conjunction(names.asked(name, schema), pointer)
+                properties.append(Member(name, value, name in required))
+            except Impossible:
+                if name in required:
+                    raise
+                forbidden.append(name)
+        taken = [*(one.name for one in properties), *forbidden]
+        if keys is not None:
+            with self._scalar_errors(pointer, "patternProperties"):
+                keys = without(keys, (spelling for name in taken for spelling in self._key(name)))
+        kinds: list[ByteFSM] = []
+        values: list[int] = []
+        if keys is not None:
+            with self._scalar_errors(pointer, "patternProperties"):
+                sorted_ = kinds_of_keys(keys, schema, names)
+            for kind, asked in sorted_:
+                try:
+                    value = self._conjunction(asked, pointer)
+                except Impossible:
+                    continue
+                kinds.append(kind)
+                values.append(value)
+        if not kinds:
+            return Members(properties, None)
+        if len(kinds) == 1:
+            return Members(properties, OtherKeys(fsm_dfa(kinds[0]), (values[0],)))
+        with self._scalar_errors(pointer, "patternProperties"):
+            dfa, outcome = classified(tuple(kinds))
+        return Members(properties, OtherKeys(dfa, tuple(values), outcome))
+
+    def _check_conditions(self, schema: dict[str, Any], pointer: str) -> None:
+        for one in conditions(schema):
+            for word in ("properties", "patternProperties"):
+                if not isinstance(one.get(word, {}), dict):
+                    self.fail(pointer, word, f"must be an object of schemas, not {one[word]!r:.60}")
+            for pattern in one.get("patternProperties", {}):
+                if not isinstance(pattern, str):
+                    self.fail(pointer, "patternProperties", f"must be a regular expression, not {pattern!r:.60}")
+
+    def _conjunction(self, asked: Sequence[tuple[str, Schema]], pointer: str) -> int:
+        """The node of the values that satisfy all of these schemas."""
+        if not asked:
+            return self.any_value()
+        if len(asked) == 1:
+            return self.value(asked[0][1], pointer + asked[0][0])
+        return self.value({"allOf": [schema for _, schema in asked]}, pointer + asked[0][0])
+
+    def _key_fsm(self, pattern: str, pointer: str) -> ByteFSM:
+        with self._scalar_errors(pointer, "patternProperties"):
+            try:
+                return self._pattern_fsm(pattern, anchored=False)
+            except EmptyLanguage:
+                return NOTHING
+        raise AssertionError  # the errors above are raised on
+
+    def _legal_names(self, schema: Schema, pointer: str) -> tuple[list[str] | None, ByteFSM | None]:
+        """The names that a schema lists, as good as declared, so that none comes twice; or the automaton of the keys.
+
+        The keys are written as declared ones are. Neither: no name is legal.
+        """
+        try:
+            flat = self.flat(schema, f"{pointer}/propertyNames")
+            among = constants(flat)
+            if among is not None:
+                return [name for name in among if isinstance(name, str) and holds(flat, name, self)], None
+            with self._scalar_errors(pointer, "propertyNames"):
+                return None, intersect(self.string_fsm(flat, f"{pointer}/propertyNames"), self._plain_key_fsm())
+        except Impossible:
+            return [], None
+        except (UnsupportedSchemaError, CannotTell) as error:
+            message = error.message if isinstance(error, UnsupportedSchemaError) else str(error)
+            raise UnsupportedSchemaError(message, tool=self.tool, pointer=pointer, keyword="propertyNames") from error
+        raise AssertionError  # the errors above are raised on
+
+    def _plain_key_fsm(self) -> ByteFSM:
+        return byte_fsm(_PLAIN_KEY if self.style == "json" else f"(?:{_PLAIN_KEY}|{_PLAIN_PYTHON_KEY})")
+
+    def _is_key(self, name: str, keys: ByteFSM) -> bool:
+        return keys.matches(json.dumps(name, ensure_ascii=False).encode())
 
     def _check_name(self, name: Any, pointer: str, keyword: str) -> None:
         try:
             name.encode()
         except (AttributeError, UnicodeEncodeError):
-            self._fail(pointer, keyword, f"{name!r:.60} is no name of a property: it must be valid Unicode")
+            self.fail(pointer, keyword, f"{name!r:.60} is no name of a property: it must be valid Unicode")
 
     def _key(self, name: str) -> list[bytes]:
         if self.style == "json":
@@ -627,51 +821,18 @@ class SchemaCompiler:
         return sorted({*spellings(name), repr(name).encode(), *([single.encode()] if "'" not in name else [])})
 
     def _plain_key_dfa(self) -> _core.Dfa:
-        """Keys beside declared properties.
-
-        They are written in the very ways that declared ones are, or `"\\u0061"` would pass for another key than `"a"`.
-        """
+        """Keys beside declared properties."""
         return regex_dfa(_PLAIN_KEY if self.style == "json" else f"(?:{_PLAIN_KEY}|{_PLAIN_PYTHON_KEY})")
 
-    # ------------------------------------------------------------------ arrays
+    # ------------------------------------------------------------------ counts
 
-    def _array(self, schema: dict[str, Any], pointer: str) -> int:
-        low, high = self._bounds(schema, "minItems", "maxItems", pointer)
-        prefix, rest = schema.get("prefixItems"), schema.get("items", True)
-        if isinstance(rest, list):  # before 2020-12: a list of items, then additionalItems
-            prefix, rest = rest, schema.get("additionalItems", True)
-        prefix = [] if prefix is None else prefix
-        if not isinstance(prefix, list):
-            self._fail(pointer, "prefixItems", f"must be a list of schemas, not {prefix!r:.60}")
-        if schema.get("uniqueItems") and (high is None or high > 1):
-            raise UnsupportedSchemaError(
-                "unique items cannot be enforced; remove it", tool=self.tool, pointer=pointer, keyword="uniqueItems"
-            )
-        if high is not None:
-            prefix = prefix[:high]
-        firsts: list[int] = []
-        item = -1
-        try:
-            for index, first in enumerate(prefix):
-                firsts.append(self.value(first, f"{pointer}/prefixItems/{index}"))
-            if rest is not False and (high is None or high > len(prefix)):
-                item = self.value(rest, f"{pointer}/items")
-        except Impossible:
-            if low > len(firsts):
-                raise
-        if item < 0 and low > len(firsts):
-            raise Impossible(
-                "more items are asked for than are possible", tool=self.tool, pointer=pointer, keyword="minItems"
-            )
-        return self.builder.array(*self._brackets("[", "]"), firsts, item, min=low, max=high)
-
-    def _bounds(self, schema: Mapping[str, Any], low: str, high: str, pointer: str) -> tuple[int, int | None]:
+    def bounds(self, schema: Mapping[str, Any], low: str, high: str, pointer: str) -> tuple[int, int | None]:
         for word in (low, high):
             bound = schema.get(word)
             whole = isinstance(bound, int) and not isinstance(bound, bool)
             whole = whole or (isinstance(bound, float) and bound.is_integer())
             if bound is not None and (not whole or not 0 <= bound <= 2**31):
-                self._fail(pointer, word, f"must be a count (0 or more), not {bound!r:.60}")
+                self.fail(pointer, word, f"must be a count (0 or more), not {bound!r:.60}")
         least, most = int(schema.get(low) or 0), schema.get(high)
         if most is not None and least > most:
             raise Impossible(
@@ -679,59 +840,133 @@ class SchemaCompiler:
             )
         return least, None if most is None else int(most)
 
+    def impossible(self, message: str, pointer: str, keyword: str | None) -> NoReturn:
+        """Raises Impossible."""
+        raise Impossible(message, tool=self.tool, pointer=pointer, keyword=keyword)
+
     # ------------------------------------------------------------------ scalars
 
     def _string(self, schema: dict[str, Any], pointer: str) -> int:
-        low, high = self._bounds(schema, "minLength", "maxLength", pointer)
+        low, high = self.bounds(schema, "minLength", "maxLength", pointer)
         patterns = self._patterns(schema, pointer)
         counted = low > 0 or high is not None
         if not patterns and not counted:
             return self.builder.scalar(self._string_dfa())
-        char = scalars.string_char('"', "json")
-        chars = {'"': char}
-        if self.style == "python":
-            chars = {
-                '"': f"(?:{char}|{scalars.string_char(chr(34), 'python')})",
-                "'": scalars.string_char("'", "python"),
-            }
         b = self.builder
         if not patterns:  # counting needs no automaton of its own
             texts = [
                 b.sequence([b.literal(q.encode()), b.repeat(regex_dfa(c), low, high), b.literal(q.encode())])
-                for q, c in chars.items()
+                for q, c in self._chars().items()
             ]
             return texts[0] if len(texts) == 1 else b.choice(texts)
-        if counted:
-            count = f"{{{low},{'' if high is None else high}}}"
-            regex = "|".join(f"{quote}(?:{char}){count}{quote}" for quote, char in chars.items())
-            patterns.append(("minLength" if high is None else "maxLength", lambda: byte_fsm(regex)))
+        return self.builder.scalar(fsm_dfa(self._text(schema, low, high, pointer)))
+
+    def _text(self, schema: Mapping[str, Any], low: int, high: int | None, pointer: str) -> ByteFSM:
+        """The automaton of the strings of some lengths with the schema's patterns."""
         fsm: ByteFSM | None = None
-        for word, make in patterns:
+        parts: list[tuple[str, Callable[[], ByteFSM]]] = []
+        unwanted: list[tuple[str, Text]] = []
+        for word, text in self._patterns(schema, pointer):
+            if text.wanted:
+                parts.append((word, partial(self._wanted, text)))
+            else:
+                unwanted.append((word, text))
+        if low > 0 or high is not None:
+            word = "minLength" if high is None else "maxLength"
+            parts.append((word, partial(byte_fsm, self._any_text(f"{{{low},{'' if high is None else high}}}"))))
+        elif not parts:
+            parts.append(("type", partial(byte_fsm, self._any_text("*"))))
+        for word, make in parts:
             with self._scalar_errors(pointer, word):
                 part = make()
                 fsm = part if fsm is None else intersect(fsm, part)
         assert fsm is not None
-        return self.builder.scalar(fsm_dfa(fsm))
+        for word, text in unwanted:
+            with self._scalar_errors(pointer, word):
+                try:
+                    part = self._wanted(text, escapes="all")
+                except EmptyLanguage:
+                    continue
+                fsm = difference(fsm, part)
+        return fsm
 
-    def _patterns(self, schema: Mapping[str, Any], pointer: str) -> list[tuple[str, Callable[[], ByteFSM]]]:
-        found: list[tuple[str, Callable[[], ByteFSM]]] = []
+    def _any_text(self, count: str) -> str:
+        return "|".join(f"{quote}(?:{char}){count}{quote}" for quote, char in self._chars().items())
+
+    def _chars(self) -> dict[str, str]:
+        """The regex of one character of a string, by its quote."""
+        char = scalars.string_char('"', "json")
+        if self.style == "json":
+            return {'"': char}
+        return {
+            '"': f"(?:{char}|{scalars.string_char(chr(34), 'python')})",
+            "'": scalars.string_char("'", "python"),
+        }
+
+    def _patterns(self, schema: Mapping[str, Any], pointer: str) -> list[tuple[str, Text]]:
+        found: list[tuple[str, Text]] = []
         given = schema.get("pattern", [])
-        for pattern in given if isinstance(given, list) else [given]:  # a list: patterns that were merged
-            if not isinstance(pattern, str):
-                self._fail(pointer, "pattern", f"must be a regular expression, not {pattern!r:.60}")
-            found.append(("pattern", partial(self._pattern_fsm, pattern, anchored=False)))
+        for pattern in given if isinstance(given, list) else [given]:  # a list: conditions that were merged
+            if isinstance(pattern, Text):
+                found.append(("format" if pattern.kind == "format" else "pattern", pattern))
+            elif isinstance(pattern, str):
+                found.append(("pattern", Text("pattern", pattern)))
+            else:
+                self.fail(pointer, "pattern", f"must be a regular expression, not {pattern!r:.60}")
         name = schema.get("format")
         if name is not None and not isinstance(name, str):
-            self._fail(pointer, "format", f"must be the name of a format, not {name!r:.60}")
-        if name and name not in _ANNOTATING_FORMATS and (regex := scalars.string_format(name)) is not None:
-            found.append(("format", partial(self._pattern_fsm, regex, anchored=True)))
-        return found
+            self.fail(pointer, "format", f"must be the name of a format, not {name!r:.60}")
+        if name:
+            found.append(("format", Text("format", name)))
+        return [(word, text) for word, text in found if text.kind != "format" or _format(text.value) is not None]
 
-    def _pattern_fsm(self, pattern: str, *, anchored: bool) -> ByteFSM:
-        fsm = scalars.pattern_fsm(pattern, style="json", anchored=anchored, escapes="needed")
+    def text_fsm(self, text: Text) -> ByteFSM | None:
+        """The automaton of the strings that satisfy a condition, or do not where it is not wanted; None: any do."""
+        if text.kind == "format" and _format(text.value) is None:
+            return None
+        return self._wanted(text)
+
+    def _wanted(self, text: Text, escapes: scalars.Escapes = "needed") -> ByteFSM:
+        if text.kind == "one of":
+            return self._pattern_fsm("|".join(map(_literal, text.value)), anchored=True, escapes=escapes)
+        if text.kind == "format":
+            return self._pattern_fsm(_format(text.value) or "", anchored=True, escapes=escapes)
+        return self._pattern_fsm(text.value, anchored=False, escapes=escapes)
+
+    def string_fsm(self, schema: Schema, pointer: str) -> ByteFSM:
+        """The automaton of the strings that satisfy a schema. Raises as value(), Impossible where there are none."""
+        schema = self.flat(schema, pointer)
+        if schema is False or "string" not in types_of(schema):
+            self.impossible("no string satisfies it", pointer, "type")
+        if not isinstance(schema, dict):
+            schema = {}
+        for word in ("anyOf", "oneOf"):
+            if word in schema:
+                base = {k: v for k, v in schema.items() if k != word and k not in _ANNOTATIONS}
+                members = self._exclusive(schema[word], base, pointer) if word == "oneOf" else schema[word]
+                found: ByteFSM | None = None
+                for index, member in enumerate(members):
+                    with suppress(Impossible):
+                        both = self._merged(base, self.flat(member, pointer), pointer) if word == "anyOf" else member
+                        part = self.string_fsm(both, f"{pointer}/{word}/{index}")
+                        found = part if found is None else union(found, part)
+                if found is None:
+                    self.impossible("no string satisfies it", pointer, word)
+                return found
+        values = constants(schema)
+        if values is not None:
+            rest = {k: v for k, v in schema.items() if k not in ("enum", "format")}
+            strings = [v for v in values if isinstance(v, str) and holds(rest, v, self)]
+            with self._scalar_errors(pointer, "enum"):
+                return from_strings(spelling for text in strings for spelling in self._key(text))
+        low, high = self.bounds(schema, "minLength", "maxLength", pointer)
+        return self._text(schema, low, high, pointer)
+
+    def _pattern_fsm(self, pattern: str, *, anchored: bool, escapes: scalars.Escapes = "needed") -> ByteFSM:
+        fsm = scalars.pattern_fsm(pattern, style="json", anchored=anchored, escapes=escapes)
         if self.style == "json":
             return fsm
-        return union(fsm, scalars.pattern_fsm(pattern, style="python", anchored=anchored, escapes="needed"))
+        return union(fsm, scalars.pattern_fsm(pattern, style="python", anchored=anchored, escapes=escapes))
 
     def _number(self, schema: dict[str, Any], pointer: str, *, integers: bool) -> int:
         words = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -740,25 +975,37 @@ class SchemaCompiler:
             bounds[0], bounds[2] = (None, bounds[0]) if bounds[2] else (bounds[0], None)
         if isinstance(bounds[3], bool):
             bounds[1], bounds[3] = (None, bounds[1]) if bounds[3] else (bounds[1], None)
-        factor = schema.get("multipleOf")
-        for word, bound in zip((*words, "multipleOf"), (*bounds, factor), strict=True):
+        given = schema.get("multipleOf", [])
+        factors = [f if isinstance(f, Factor) else Factor(f) for f in (given if isinstance(given, list) else [given])]
+        named = [("multipleOf", factor.value) for factor in factors]
+        for word, bound in [*zip(words, bounds, strict=True), *named]:
             if bound is not None and (
                 isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound)
             ):
-                self._fail(pointer, word, f"must be a number, not {bound!r:.60}")
-        if factor is not None and factor <= 0:
-            self._fail(pointer, "multipleOf", f"must be above zero, not {factor!r}")
+                self.fail(pointer, word, f"must be a number, not {bound!r:.60}")
+            if word == "multipleOf" and (bound is None or bound <= 0):
+                self.fail(pointer, "multipleOf", f"must be above zero, not {bound!r}")
         used = [word for word, bound in zip(words, bounds, strict=True) if bound is not None]
-        with self._scalar_errors(pointer, "multipleOf" if factor is not None else used[0] if used else None):
-            if factor is not None and not (integers and factor == 1):
-                return self.builder.scalar(fsm_dfa(scalars.multiple_of(factor, *bounds, integers=integers)))
+        with self._scalar_errors(pointer, "multipleOf" if factors else used[0] if used else None):
             regex = scalars.integer(*bounds) if integers else scalars.number(*bounds)
-            return self.builder.scalar(regex_dfa(regex))
+            if not factors or (integers and factors == [Factor(1)]):
+                return self.builder.scalar(regex_dfa(regex))
+            fsm: ByteFSM | None = None
+            for factor in factors:
+                if factor.wanted:
+                    multiples = scalars.multiple_of(factor.value, *bounds, integers=integers)
+                    fsm = multiples if fsm is None else intersect(fsm, multiples)
+            if fsm is None:  # in decimal notation, as multiples are, so that none of them is another spelling of one
+                fsm = intersect(byte_fsm(regex), byte_fsm("-?[0-9.]+"))
+            for factor in factors:
+                if not factor.wanted:
+                    fsm = difference(fsm, scalars.multiple_of(factor.value))
+            return self.builder.scalar(fsm_dfa(fsm))
 
     def _scalar_errors(self, pointer: str, keyword: str | None) -> _ScalarErrors:
         return _ScalarErrors(self.tool, pointer, keyword)
 
-    def _fail(self, pointer: str, keyword: str | None, message: str) -> NoReturn:
+    def fail(self, pointer: str, keyword: str | None, message: str) -> NoReturn:
         raise ToolSchemaError(message, tool=self.tool, pointer=pointer, keyword=keyword)
 
 
@@ -797,52 +1044,42 @@ def _anchored(schema: Any, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _types(schema: Schema) -> set[str]:
-    if not isinstance(schema, dict):
-        return set(TYPES) if schema else set()
-    for word, values in (("enum", schema.get("enum")), ("const", [schema.get("const")])):
-        if word in schema and isinstance(values, list):
-            return {_type_of(v) for v in values}
-    given = schema.get("type", list(TYPES))
-    names = {given} if isinstance(given, str) else set(given) if isinstance(given, list) else set(TYPES)
-    return names | {"integer"} if "number" in names else names
+_SYNTAX = re.compile(r"[\^$\\.*+?()\[\]{}|/]")
 
 
-def _type_of(value: Any) -> str:
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return "integer"
-    kinds = ((str, "string"), (float, "number"), (dict, "object"), (list, "array"))
-    return next((name for kind, name in kinds if isinstance(value, kind)), "null")
+def _literal(text: str) -> str:
+    """The pattern of exactly this text."""
+    return _SYNTAX.sub(lambda found: "\\" + found.group(), text)
 
 
-def _constants(schema: Schema) -> list[Any] | None:
-    if isinstance(schema, dict):
-        if "const" in schema:
-            return [schema["const"]]
-        if isinstance(schema.get("enum"), list):
-            return list(schema["enum"])
-    return None
+def _format(name: Any) -> str | None:
+    """The regex of a format that asks for anything."""
+    return scalars.string_format(name) if isinstance(name, str) and name not in ANNOTATING_FORMATS else None
 
 
-def _disjoint(a: Schema, b: Schema, flat: Callable[[Schema], Schema], depth: int = 0) -> bool:
+def _apart(a: Schema, b: Schema, compiler: SchemaCompiler, depth: int = 0) -> bool:
     """Whether it is plain to see that no value satisfies both."""
-    if not _types(a) & _types(b):
+    if not types_of(a) & types_of(b):
         return True
-    ours, theirs = _constants(a), _constants(b)
-    if ours is not None and theirs is not None:
-        return not any(equal(x, y) for x in ours for y in theirs)
-    if not isinstance(a, dict) or not isinstance(b, dict) or _types(a) & _types(b) != {"object"} or depth > 3:
+    for x, y in ((a, b), (b, a)):
+        values = constants(x)
+        if values is not None:
+            try:
+                return not any(holds(y, value, compiler) for value in values if holds(x, value, compiler))
+            except (CannotTell, ToolSchemaError, AttributeError, TypeError, ValueError):
+                return False
+    if not isinstance(a, dict) or not isinstance(b, dict) or types_of(a) & types_of(b) != {"object"} or depth > 3:
         return False
     mine, other = a.get("properties", {}), b.get("properties", {})
     if not isinstance(mine, dict) or not isinstance(other, dict):
         return False
-    required: Iterable[str] = set(a.get("required", [])) & set(b.get("required", []))
-    if any(n in mine and n in other and _disjoint(flat(mine[n]), flat(other[n]), flat, depth + 1) for n in required):
+    flat = compiler.flat
+    required = set(a.get("required", [])) & set(b.get("required", []))
+    if any(n in mine and n in other and _apart(flat(mine[n]), flat(other[n]), compiler, depth + 1) for n in required):
         return True
     # One requires what the other does not allow.
     for x, y in ((a, b), (b, a)):
-        if y.get("additionalProperties") is False and set(x.get("required", [])) - set(y.get("properties", {})):
-            return True
+        if y.get("additionalProperties") is False and "patternProperties" not in y and MORE not in y:
+            if set(x.get("required", [])) - set(y.get("properties", {})):
+                return True
     return False

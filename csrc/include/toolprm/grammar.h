@@ -123,6 +123,10 @@ public:
     NodeId other_value = -1;                 // what follows such a key
     std::uint32_t min = 0, max = kUnbounded; // members
     bool arguments = false;                  // each member ends an ARG_VALUE step
+    // Instead of other_value, several of them: which one follows says, for each state of other_key that accepts, its
+    // place in other_kinds. The automaton then has to leave out the keys of the properties by itself.
+    std::vector<NodeId> other_values = {};
+    std::vector<std::int32_t> other_kinds = {}; // one a state; -1 where the state does not accept
   };
   // open, then items with separators between them, then close.
   struct Array {
