@@ -166,6 +166,26 @@ void check_dfa(const std::shared_ptr<const Dfa> &dfa) {
     throw std::invalid_argument("an automaton is missing");
 }
 
+// The same automaton, which never goes on from where it accepts.
+std::shared_ptr<const Dfa> up_to_acceptance(std::shared_ptr<const Dfa> dfa) {
+  const std::size_t n = dfa->states();
+  std::vector<std::uint8_t> accepting(n);
+  bool goes_on = false;
+  for (std::size_t s = 0; s < n; ++s) {
+    const auto state = static_cast<std::int32_t>(s);
+    accepting[s] = dfa->accepting(state) ? 1 : 0;
+    goes_on = goes_on || (accepting[s] && dfa->allowed(state).any());
+  }
+  if (!goes_on)
+    return dfa;
+  std::vector<std::int32_t> next(n * 256, -1);
+  for (std::size_t s = 0; s < n; ++s)
+    if (!accepting[s])
+      for (unsigned b = 0; b < 256; ++b)
+        next[s * 256 + b] = dfa->next(static_cast<std::int32_t>(s), static_cast<std::uint8_t>(b));
+  return std::make_shared<const Dfa>(next, accepting);
+}
+
 // The same automaton, whose start is never come back to: state 0 then says that a unit has not begun.
 std::shared_ptr<const Dfa> with_own_start(std::shared_ptr<const Dfa> dfa) {
   if (!dfa->returns())
@@ -254,8 +274,12 @@ NodeId GrammarBuilder::object(Object object) {
       throw std::invalid_argument("a property has no spelling");
     children.push_back(property.value);
   }
-  if (object.other_key)
+  if (object.other_key) {
+    if (object.other_key->accepting(0))
+      throw std::invalid_argument("the key of an object may be empty");
+    object.other_key = up_to_acceptance(std::move(object.other_key));
     children.push_back(object.other_value);
+  }
   Node node(Node::Kind::kObject);
   node.object = std::make_shared<const Object>(std::move(object));
   return add(std::move(node), children);

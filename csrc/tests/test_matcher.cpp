@@ -430,6 +430,20 @@ void units_may_come_back_to_their_start() {
     CHECK(!Matcher(root).accept_bytes(text));
 }
 
+void keys_end_where_they_are_first_accepted() {
+  GrammarBuilder b;
+  GrammarBuilder::Object object{b.literal("{"), b.literal(","), b.literal("}"), {}, digits_dfa("ab")};
+  object.other_value = b.literal("1");
+  std::mt19937 random(seed() + 8);
+  Matcher m(b.build(b.sequence({b.object(object), b.stop()}), false), random_vocabulary(random, 60));
+  CHECK(m.accept_bytes("{"));
+  CHECK(!Matcher(m).accept_bytes("ab") && Matcher(m).accept_bytes("a1,b1}"));
+  for (std::size_t id = 1; id < m.vocabulary().size(); ++id) {
+    const auto token = static_cast<TokenId>(id);
+    CHECK_EQ(m.mask()->legal(token), Matcher(m).accept(token));
+  }
+}
+
 void forced_runs_leave_out_what_may_merge() {
   GrammarBuilder b;
   // `{"a": ` and then `"…"` or a number.
@@ -556,6 +570,7 @@ int main() {
   a_pythonic_step_ends_before_the_last_byte();
   steps_that_reach_too_far_back_are_cut();
   units_may_come_back_to_their_start();
+  keys_end_where_they_are_first_accepted();
   forced_runs_leave_out_what_may_merge();
   rollback_takes_tokens_back();
   long_texts_are_released_without_recursion();

@@ -121,7 +121,8 @@ public:
   struct Object {
     NodeId open, separator, close;
     std::vector<Property> properties;
-    // Keys that are not among the properties; null: none allowed. A key ends as soon as the automaton accepts.
+    // Keys that are not among the properties, never empty; null: none allowed. A key ends as soon as the automaton
+    // accepts.
     std::shared_ptr<const Dfa> other_key;
     NodeId other_value = -1;                 // what follows such a key
     std::uint32_t min = 0, max = kUnbounded; // members
