@@ -1,5 +1,7 @@
 // Matchers of random grammars: in every state that a random walk comes to, the mask is what accepting each token says,
 // what is forced or closes the text is legal, and forks and rollbacks lead back to where they came from.
+#include <set>
+
 #include "random_grammar.h"
 #include "toolprm/matcher.h"
 
@@ -100,17 +102,21 @@ void check_ends(const Matcher &m) {
   REQUIRE(m.forced_bytes().starts_with(written));
 }
 
-void check(const Walk &walk) {
+// checked: states that were seen before; what can follow depends on nothing else.
+void check(const Walk &walk, std::set<const State *> &checked) {
   const Matcher &m = walk.matcher;
   if (static const bool trace = std::getenv("TOOLPRM_FUZZ_TRACE") != nullptr; trace)
     std::fprintf(stderr, "at '%s'\n", m.text().c_str());
   REQUIRE(m.token_count() == walk.before.size());
   check_steps(m);
-  check_mask(m);
   if (m.is_stopped()) {
+    check_mask(m);
     REQUIRE(m.is_complete() && m.is_over() && m.closing().empty() && m.forced().empty());
     return;
   }
+  if (!checked.insert(m.state()).second)
+    return;
+  check_mask(m);
   check_next_bytes(m);
   check_ends(m);
 }
@@ -134,7 +140,7 @@ bool read(Walk &walk, const std::string &text) {
   return true;
 }
 
-void act(Source &source, std::vector<Walk> &walks) {
+void act(Source &source, std::vector<Walk> &walks, std::set<const State *> &checked) {
   const std::size_t which = source.below(walks.size());
   Walk &walk = walks[which];
   Matcher &m = walk.matcher;
@@ -198,7 +204,7 @@ void act(Source &source, std::vector<Walk> &walks) {
     break;
   }
   }
-  check(walks[which]);
+  check(walks[which], checked);
 }
 
 } // namespace
@@ -210,9 +216,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     const auto grammar = RandomGrammar::make(source);
     std::vector<Walk> walks{{Matcher(grammar, vocabulary), {}}};
     REQUIRE(walks[0].matcher.closing_bytes() == grammar->shortest());
-    check(walks[0]);
+    std::set<const State *> checked; // its pool lives as long as the walks
+    check(walks[0], checked);
     for (std::size_t n = 0; n < kMostSteps && !source.done(); ++n)
-      act(source, walks);
+      act(source, walks, checked);
   } catch (const BudgetError &) {
   } catch (const ImpossibleGrammar &) {
   } catch (const std::invalid_argument &) {

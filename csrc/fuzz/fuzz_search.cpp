@@ -15,11 +15,12 @@ namespace {
 using Ids = std::vector<TokenId>;
 
 constexpr int kMostPasses = 300;
+constexpr std::uint64_t kMix = 0xff51afd7ed558ccd;
 
 std::uint64_t hash_of(const Ids &ids, std::uint64_t salt) {
-  std::uint64_t h = 0x9e3779b97f4a7c15ull + salt;
+  std::uint64_t h = kMix + salt;
   for (TokenId id : ids) {
-    h = (h ^ static_cast<std::uint64_t>(id)) * 0xff51afd7ed558ccdull;
+    h = (h ^ static_cast<std::uint64_t>(id)) * kMix;
     h ^= h >> 29;
   }
   return h;
