@@ -1,7 +1,7 @@
 # The daily commands; .ci/run runs the same ones in a clean environment.
 PYTHON ?= python
 
-.PHONY: help install test test-cpp sanitize lint format bench bench-cpp models wheel clean
+.PHONY: help install test test-cpp sanitize fuzz lint format bench bench-cpp models wheel clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -17,6 +17,9 @@ test-cpp:  ## build and run the C++ tests
 
 sanitize:  ## build and run the C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer
 	.ci/test-cpp address,undefined
+
+fuzz:  ## fuzz the core for five minutes
+	.ci/fuzz 300
 
 lint:  ## ruff, mypy and clang-format, changing nothing
 	.ci/lint

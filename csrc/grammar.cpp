@@ -73,6 +73,7 @@ Dfa::Dfa(std::span<const std::int32_t> transitions, std::span<const std::uint8_t
     for (std::size_t k = 0; k < classes_; ++k)
       if (std::int32_t t = kept[k][s]; t >= 0)
         into[static_cast<std::size_t>(t)].push_back(static_cast<std::int32_t>(s));
+  returns_ = !into[0].empty();
   distance_.assign(n, kInfinite);
   std::queue<std::size_t> open;
   for (std::size_t s = 0; s < n; ++s)
@@ -165,6 +166,44 @@ void check_dfa(const std::shared_ptr<const Dfa> &dfa) {
     throw std::invalid_argument("an automaton is missing");
 }
 
+// The same automaton, which never goes on from where it accepts.
+std::shared_ptr<const Dfa> up_to_acceptance(std::shared_ptr<const Dfa> dfa) {
+  const std::size_t n = dfa->states();
+  std::vector<std::uint8_t> accepting(n);
+  bool goes_on = false;
+  for (std::size_t s = 0; s < n; ++s) {
+    const auto state = static_cast<std::int32_t>(s);
+    accepting[s] = dfa->accepting(state) ? 1 : 0;
+    goes_on = goes_on || (accepting[s] && dfa->allowed(state).any());
+  }
+  if (!goes_on)
+    return dfa;
+  std::vector<std::int32_t> next(n * 256, -1);
+  for (std::size_t s = 0; s < n; ++s)
+    if (!accepting[s])
+      for (unsigned b = 0; b < 256; ++b)
+        next[s * 256 + b] = dfa->next(static_cast<std::int32_t>(s), static_cast<std::uint8_t>(b));
+  return std::make_shared<const Dfa>(next, accepting);
+}
+
+// The same automaton, whose start is never come back to: state 0 then says that a unit has not begun.
+std::shared_ptr<const Dfa> with_own_start(std::shared_ptr<const Dfa> dfa) {
+  if (!dfa->returns())
+    return dfa;
+  const std::size_t n = dfa->states();
+  std::vector<std::int32_t> next((n + 1) * 256);
+  std::vector<std::uint8_t> accepting(n + 1);
+  for (std::size_t s = 0; s <= n; ++s) {
+    const auto from = static_cast<std::int32_t>(s < n ? s : 0);
+    accepting[s] = dfa->accepting(from) ? 1 : 0;
+    for (unsigned b = 0; b < 256; ++b) {
+      const std::int32_t to = dfa->next(from, static_cast<std::uint8_t>(b));
+      next[s * 256 + b] = to == 0 ? static_cast<std::int32_t>(n) : to;
+    }
+  }
+  return std::make_shared<const Dfa>(next, accepting);
+}
+
 } // namespace
 
 NodeId GrammarBuilder::add(Node node, std::span<const NodeId> children) {
@@ -201,7 +240,7 @@ NodeId GrammarBuilder::repeat(std::shared_ptr<const Dfa> unit, std::uint32_t min
   if (min > max)
     throw ImpossibleGrammar("at least " + std::to_string(min) + " and at most " + std::to_string(max));
   Node node(Node::Kind::kRepeat);
-  node.dfa = std::move(unit);
+  node.dfa = with_own_start(std::move(unit));
   node.min = min;
   node.max = max;
   return add(std::move(node), {});
@@ -235,8 +274,13 @@ NodeId GrammarBuilder::object(Object object) {
       throw std::invalid_argument("a property has no spelling");
     children.push_back(property.value);
   }
-  if (object.other_key && object.other_values.empty())
-    children.push_back(object.other_value);
+  if (object.other_key) {
+    if (object.other_key->accepting(0))
+      throw std::invalid_argument("the key of an object may be empty");
+    object.other_key = up_to_acceptance(std::move(object.other_key));
+    if (object.other_values.empty())
+      children.push_back(object.other_value);
+  }
   if (!object.other_values.empty()) {
     check_dfa(object.other_key);
     if (object.other_kinds.size() != object.other_key->states())

@@ -61,7 +61,8 @@ void builder_refuses_what_is_missing() {
   CHECK_THROWS(b.array({a, a, 9, {}}), std::invalid_argument);
   CHECK_THROWS(b.object({a, a, a, {{{"k"}, 9, false}}, nullptr}), std::invalid_argument);
   CHECK_THROWS(b.object({a, a, a, {{{}, a, false}}, nullptr}), std::invalid_argument);
-  CHECK_THROWS(b.object({a, a, a, {}, quoted_dfa("ab")}), std::invalid_argument); // no value for other keys
+  CHECK_THROWS(b.object({a, a, a, {}, quoted_dfa("ab")}), std::invalid_argument);          // no value for other keys
+  CHECK_THROWS(b.object({a, a, a, {}, strings_dfa({"", "a"}), a}), std::invalid_argument); // no key
   CHECK_THROWS(b.build(9, false), std::invalid_argument);
   CHECK_THROWS(b.build(-1, false), std::invalid_argument);
   CHECK_THROWS(b.define_rule(a, a), std::invalid_argument);

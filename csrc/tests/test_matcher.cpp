@@ -402,6 +402,48 @@ void steps_that_reach_too_far_back_are_cut() {
 
 // ---------------------------------------------------------------------------------------------- forced runs
 
+void units_may_come_back_to_their_start() {
+  DfaTable unit; // a* then b or, over c, the start again
+  const std::int32_t start = unit.state(false), end = unit.state(true), far = unit.state(false);
+  unit.edge(start, 'a') = start;
+  unit.edge(start, 'b') = end;
+  unit.edge(start, '1') = far;
+  unit.edge(far, '2') = start;
+  GrammarBuilder b;
+  std::mt19937 random(seed() + 7);
+  const Matcher root(b.build(b.sequence({b.repeat(unit.build(), 1, 2), b.literal("]"), b.stop()}), false),
+                     random_vocabulary(random, 60));
+  for (const char *text : {"", "a", "12", "b", "ab", "12b", "bb", "ba", "aba", "b12"}) {
+    Matcher m(root);
+    CHECK(m.accept_bytes(text));
+    const std::string written = text;
+    const bool open = !written.empty() && written.back() != 'b';
+    CHECK_EQ(Matcher(m).accept_bytes("]"), !written.empty() && !open);
+    CHECK_EQ(m.closing_bytes(), written.empty() || open ? 2u : 1u);
+    CHECK_EQ(m.closing().size(), m.closing_bytes());
+    for (std::size_t id = 1; id < m.vocabulary().size(); ++id) {
+      const auto token = static_cast<TokenId>(id);
+      CHECK_EQ(m.mask()->legal(token), Matcher(m).accept(token));
+    }
+  }
+  for (const char *text : {"]", "a]", "bbb", "b1b"})
+    CHECK(!Matcher(root).accept_bytes(text));
+}
+
+void keys_end_where_they_are_first_accepted() {
+  GrammarBuilder b;
+  GrammarBuilder::Object object{b.literal("{"), b.literal(","), b.literal("}"), {}, digits_dfa("ab")};
+  object.other_value = b.literal("1");
+  std::mt19937 random(seed() + 8);
+  Matcher m(b.build(b.sequence({b.object(object), b.stop()}), false), random_vocabulary(random, 60));
+  CHECK(m.accept_bytes("{"));
+  CHECK(!Matcher(m).accept_bytes("ab") && Matcher(m).accept_bytes("a1,b1}"));
+  for (std::size_t id = 1; id < m.vocabulary().size(); ++id) {
+    const auto token = static_cast<TokenId>(id);
+    CHECK_EQ(m.mask()->legal(token), Matcher(m).accept(token));
+  }
+}
+
 void forced_runs_leave_out_what_may_merge() {
   GrammarBuilder b;
   // `{"a": ` and then `"…"` or a number.
@@ -527,6 +569,8 @@ int main() {
   steps_come_with_their_spans();
   a_pythonic_step_ends_before_the_last_byte();
   steps_that_reach_too_far_back_are_cut();
+  units_may_come_back_to_their_start();
+  keys_end_where_they_are_first_accepted();
   forced_runs_leave_out_what_may_merge();
   rollback_takes_tokens_back();
   long_texts_are_released_without_recursion();

@@ -55,6 +55,8 @@ public:
   std::uint32_t distance(std::int32_t state) const { return distance_[static_cast<std::size_t>(state)]; }
   const std::bitset<256> &allowed(std::int32_t state) const { return allowed_[static_cast<std::size_t>(state)]; }
   std::size_t states() const { return accepting_.size(); }
+  // Some state leads back to the start.
+  bool returns() const { return returns_; }
 
 private:
   std::array<std::uint16_t, 256> class_of_{};
@@ -63,6 +65,7 @@ private:
   std::vector<std::uint8_t> accepting_, eager_;
   std::vector<std::uint32_t> distance_;
   std::vector<std::bitset<256>> allowed_;
+  bool returns_ = false;
 };
 
 struct Program;  // the compiled automaton: private to the core
@@ -118,7 +121,8 @@ public:
   struct Object {
     NodeId open, separator, close;
     std::vector<Property> properties;
-    // Keys that are not among the properties; null: none allowed. A key ends as soon as the automaton accepts.
+    // Keys that are not among the properties, never empty; null: none allowed. A key ends as soon as the automaton
+    // accepts.
     std::shared_ptr<const Dfa> other_key;
     NodeId other_value = -1;                 // what follows such a key
     std::uint32_t min = 0, max = kUnbounded; // members
