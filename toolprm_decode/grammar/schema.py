@@ -54,7 +54,7 @@ Style = Literal["json", "python"]
 
 MAX_DEPTH = 200  # nested schemas; beyond it Python's own stack is at risk
 MAX_DISJOINT = 500  # alternatives of a oneOf: each is compared with each
-MAX_WORK = 50_000  # schemas read for one root, those that conjunctions and negations make among them
+MAX_WORK = 20_000  # schemas read for one root, those that conjunctions and negations make among them
 MAX_ALTERNATIVES = 2_000  # options of one union, those of unions inside it among them
 
 
@@ -222,7 +222,8 @@ class SchemaCompiler:
         for word in schema:
             if not isinstance(word, str):
                 self.fail(pointer, None, f"a keyword must be a string, not {word!r:.60}")
-        for word in _UNSUPPORTED.intersection(schema):
+        if not _UNSUPPORTED.isdisjoint(schema):
+            word = min(_UNSUPPORTED.intersection(schema))
             raise UnsupportedSchemaError(
                 f"{word} depends on how the schema is reached, which cannot be followed here; use $ref",
                 tool=self.tool,
@@ -241,7 +242,9 @@ class SchemaCompiler:
 
     def _shared(self, merged: Schema, pointer: str, arguments: bool) -> list[int]:
         """The options of a conjunction. Where it is recursive, the same one is met again inside itself."""
-        return self._rule(json.dumps(merged, sort_keys=True, default=repr), merged, pointer, arguments)
+        name = json.dumps(merged, sort_keys=True, default=repr)
+        self._work += len(name) // 1_000  # large ones cost more than small ones
+        return self._rule(name, merged, pointer, arguments)
 
     def _rule(self, name: str, schema: Schema, pointer: str, arguments: bool) -> list[int]:
         key = (name, arguments)
@@ -302,6 +305,11 @@ class SchemaCompiler:
         except CannotMerge as error:
             at = pointer if error.pointer is None else error.pointer
             raise UnsupportedSchemaError(str(error), tool=self.tool, pointer=at, keyword=error.keyword) from error
+        except UnsupportedSchemaError as error:
+            keyword, at = _uniting(schema, pointer)
+            if error.keyword != "anyOf" or keyword == "anyOf":
+                raise
+            raise UnsupportedSchemaError(error.message, tool=self.tool, pointer=at, keyword=keyword) from error
         except (AttributeError, TypeError) as error:
             self.fail(pointer, None, f"a keyword has a value of the wrong kind: {error}")
         finally:
@@ -1050,6 +1058,17 @@ _SYNTAX = re.compile(r"[\^$\\.*+?()\[\]{}|/]")
 def _literal(text: str) -> str:
     """The pattern of exactly this text."""
     return _SYNTAX.sub(lambda found: "\\" + found.group(), text)
+
+
+def _uniting(schema: dict[str, Any], pointer: str) -> tuple[str, str]:
+    """The keyword that was rewritten as the unions of which a conjunction has too many, and where it is."""
+    for one in (schema, *(schema["allOf"] if isinstance(schema.get("allOf"), list) else ())):
+        if isinstance(one, dict) and "anyOf" not in one:
+            if NOT in one:
+                return one[NOT][0].keyword, one[NOT][0].pointer
+            if words := sorted(_REWRITTEN.intersection(one)):
+                return words[0], pointer
+    return "anyOf", pointer
 
 
 def _format(name: Any) -> str | None:
