@@ -12,7 +12,7 @@ import pytest
 
 from toolprm_decode.errors import ToolSchemaError, UnsupportedSchemaError
 from toolprm_decode.grammar import CallGrammar
-from toolprm_decode.grammar.schema import Impossible
+from toolprm_decode.grammar.automata import Impossible
 
 from . import random_schemas
 from .cases import FORMATS, small_tokenizer, tool

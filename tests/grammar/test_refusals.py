@@ -269,6 +269,58 @@ EXPLODING: dict[str, Any] = {
 }
 
 
+def overlapping(depth: int) -> Any:
+    """Unions inside unions, of which more than one alternative may hold."""
+    schema: Any = {"type": "object", "required": ["x"]}
+    for i in range(depth):
+        others = [{"type": "object", "required": [f"p{i}"]}, {"properties": {"a": schema}}]
+        schema = {"oneOf": [schema, *others]}
+    return schema
+
+
+EXPLODING |= {
+    "patterns that sort keys in many ways": {
+        "type": "object",
+        "patternProperties": {f"^.*{letter}.*$": {"minimum": i} for i, letter in enumerate("abcdefgh")},
+    },
+    "exclusive unions inside each other": overlapping(12),
+    "very many contained": {"type": "array", "contains": STRING, "minContains": 1_000},
+    "contained in many ways": {
+        "type": "array",
+        "allOf": [{"contains": {"minimum": i}, "minContains": 5} for i in range(8)],
+    },
+    "unique among many numbers": {"type": "array", "items": {"enum": list(range(30))}, "uniqueItems": True},
+}
+MULTIPLYING: dict[str, Any] = {
+    "if": {
+        "type": "object",
+        "allOf": [
+            {"if": {"properties": {f"p{i}": {"const": 1}}, "required": [f"p{i}"]}, "then": {"required": [f"q{i}"]}}
+            for i in range(14)
+        ],
+    },
+    "dependentRequired": {"type": "object", "dependentRequired": {f"p{i}": [f"q{i}"] for i in range(30)}},
+    "dependentSchemas": {"dependentSchemas": {f"p{i}": {"properties": {f"q{i}": STRING}} for i in range(14)}},
+    "oneOf": {"oneOf": [{"type": "object", "required": [f"a{i}", f"b{i}"]} for i in range(40)]},
+    "not": {"not": {"enum": [{"a": i, "b": i} for i in range(40)]}},
+    "unevaluatedProperties": {
+        "allOf": [{"anyOf": [{"properties": {f"p{i}{j}": STRING}} for i in range(3)]} for j in range(4)],
+        "unevaluatedProperties": False,
+    },
+}
+
+
+@pytest.mark.parametrize("keyword", MULTIPLYING)
+def test_what_multiplies_is_refused_by_name(keyword: str) -> None:
+    with pytest.raises(UnsupportedSchemaError) as caught:
+        CallGrammar.for_schema(MULTIPLYING[keyword], small_tokenizer())
+    assert (caught.value.keyword, caught.value.pointer) == (keyword, "")
+    if keyword == "if":
+        return  # without some of them it is still too much for the budget
+    lenient = CallGrammar.for_schema(MULTIPLYING[keyword], small_tokenizer(), strict=False)
+    assert keyword in {warning.keyword for warning in lenient.warnings}
+
+
 @pytest.mark.parametrize("name", EXPLODING)
 def test_what_explodes_is_out_of_budget(name: str) -> None:
     with pytest.raises(BudgetExceeded):

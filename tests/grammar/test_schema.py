@@ -14,7 +14,7 @@ import pytest
 
 from toolprm_decode.errors import BudgetExceeded, ToolSchemaError, UnsupportedSchemaError
 from toolprm_decode.grammar import CallGrammar
-from toolprm_decode.grammar.schema import Impossible
+from toolprm_decode.grammar.automata import Impossible
 
 from .bfcl import lines
 from .cases import small_tokenizer

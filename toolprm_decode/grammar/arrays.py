@@ -6,13 +6,12 @@ Plain ones are one node of the core. `contains` and `uniqueItems` need an automa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import combinations, product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from toolprm_decode.errors import UnsupportedSchemaError
 from toolprm_decode.grammar.checking import CannotTell, constants, holds, types_of
-from toolprm_decode.grammar.merging import NOT, Contains, Negated, Schema, containments, equal, items_of
+from toolprm_decode.grammar.merging import CONTAINS, NOT, Contains, Negated, Schema, containments, equal, items_of
 
 if TYPE_CHECKING:
     from toolprm_decode.grammar.schema import SchemaCompiler
@@ -35,7 +34,7 @@ def read_array(c: SchemaCompiler, schema: dict[str, Any], pointer: str) -> int:
         prefix = prefix[:high]
     if rest is False:
         high = len(prefix) if high is None else min(high, len(prefix))
-    contains = [one for one in _checked(c, schema, pointer) if one.low > 0 or one.high is not None]
+    contains = _contains(c, schema, pointer) if "contains" in schema or CONTAINS in schema else []
     row = _Row(prefix, rest, low, high, "prefixItems" if "prefixItems" in schema else "items")
     if schema.get("uniqueItems") and (high is None or high > 1) and not _differ(c, row, pointer):
         return _unique(c, row, contains, pointer)
@@ -56,8 +55,7 @@ def read_array(c: SchemaCompiler, schema: dict[str, Any], pointer: str) -> int:
     return c.builder.array(*c.brackets("[", "]"), firsts, item, min=low, max=high)
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """What the items of an array are, by their place."""
 
     prefix: list[Schema]
@@ -70,10 +68,11 @@ class _Row:
         return self.prefix[index] if index < len(self.prefix) else self.rest
 
 
-def _checked(c: SchemaCompiler, schema: dict[str, Any], pointer: str) -> list[Contains]:
+def _contains(c: SchemaCompiler, schema: dict[str, Any], pointer: str) -> list[Contains]:
+    """What is asked of the items as a whole."""
     if "contains" in schema:
         c.bounds({"minContains": 1, **schema}, "minContains", "maxContains", pointer)
-    return containments(schema)
+    return [one for one in containments(schema) if one.low > 0 or one.high is not None]
 
 
 def _differ(c: SchemaCompiler, row: _Row, pointer: str) -> bool:

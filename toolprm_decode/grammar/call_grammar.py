@@ -15,9 +15,11 @@ import numpy.typing as npt
 from toolprm_decode import _core
 from toolprm_decode.errors import BudgetExceeded, FormatError, RequestError, ToolSchemaError
 from toolprm_decode.formats import Format, get_format, pick_format
+from toolprm_decode.grammar.automata import Impossible
 from toolprm_decode.grammar.leniency import SchemaWarning, leaving_out
+from toolprm_decode.grammar.members import spellings
 from toolprm_decode.grammar.merging import Schema
-from toolprm_decode.grammar.schema import Impossible, SchemaCompiler, Style, spellings
+from toolprm_decode.grammar.schema import SchemaCompiler, Style
 from toolprm_decode.grammar.vocabulary import load_tokenizer, vocabulary
 from toolprm_decode.tools import Tool, read_tools
 

@@ -15,6 +15,7 @@ __all__ = ["SchemaWarning", "leaving_out"]
 
 _MOST = 500  # keywords left out of one schema
 
+_UNEVALUATED = ("unevaluatedProperties", "unevaluatedItems")
 # Below these words less of a condition may ask for more of the value.
 _TURNED = ("not", "if", "contains", "dependentSchemas", "dependencies")
 # These tell which members are left for the words beside them that deal with all others.
@@ -24,7 +25,18 @@ _TELLING = frozenset(
         *("dependencies", "additionalProperties", "items", "prefixItems"),
     }
 )
-_OTHERS = ("additionalProperties", "unevaluatedProperties", "unevaluatedItems")
+_UNITED = (
+    "not",
+    "if",
+    "oneOf",
+    "dependentSchemas",
+    "dependentRequired",
+    "dependencies",
+    *_UNEVALUATED,
+    "anyOf",
+    "allOf",
+)
+_OTHERS = ("additionalProperties", *_UNEVALUATED)
 
 
 @dataclass(frozen=True)
@@ -86,10 +98,11 @@ def _place(schema: Any, pointer: str, keyword: str) -> _Path | None:
     for at, found in reversed(trail):
         if isinstance(found, dict) and keyword in found:
             return _turned((*at, keyword))
-    for at, found in reversed(trail):
-        below = next(_holding(found, keyword), None)
-        if below is not None:
-            return _turned((*at, *below))
+    for word in (keyword, *_UNITED):  # unions multiply: one of what makes them has to go
+        for at, found in reversed(trail):
+            below = next(_holding(found, word), None)
+            if below is not None:
+                return _turned((*at, *below))
     return None
 
 

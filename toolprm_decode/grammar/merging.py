@@ -88,7 +88,7 @@ _APART = frozenset(
 )
 _ARRAY_WORDS = frozenset({"prefixItems", "items", "additionalItems", *_CONTAINS_WORDS})
 _MERGED_APART = _OBJECT_WORDS | _ARRAY_WORDS | {"then", "else"}  # the latter ask for nothing without an if
-_MAX_PRODUCT = 4_096  # alternatives of one list times those of another
+_MAX_PRODUCT = 1_024  # alternatives of one list times those of another
 
 
 def merge(a: Schema, b: Schema, *, closed: bool) -> Schema:
@@ -130,6 +130,9 @@ def merge(a: Schema, b: Schema, *, closed: bool) -> Schema:
         del merged["nullable"]
     if "type" in merged and ("enum" in merged or "const" in merged):
         return _of_type(merged)
+    if merged.get("type") == "object" and any(member is False for member in merged.get("properties", {}).values()):
+        if any(merged["properties"].get(name) is False for name in merged.get("required", ())):
+            return False
     return merged
 
 
@@ -179,6 +182,8 @@ def _both(word: str, x: Any, y: Any, closed: bool) -> Any:
         return [*x, *y]
     if word in _ANNOTATIONS:
         return x
+    if word in ("anyOf", "oneOf"):
+        raise CannotMerge(f"unions that hold together have more than {_MAX_PRODUCT} combinations", word)
     raise CannotMerge(f"two different {word} keywords hold together, which cannot be enforced", word)
 
 

@@ -115,7 +115,7 @@ def negate(what: Negated, annotating: frozenset[str], resolve: Resolve) -> Itera
         if word in schema and schema[word] not in (True, {}):
             raise CannotMerge(f"the opposite of {word} cannot be enforced", word)
     yield from _other_type(schema)
-    yield from _other_value(schema)
+    yield from _other_value(schema, no)
     yield from _other_number(schema)
     yield from _other_string(schema, annotating)
     yield from _other_array(schema, no)
@@ -137,7 +137,7 @@ def _other_type(schema: dict[str, Any]) -> Iterator[Schema]:
             yield {"type": others}
 
 
-def _other_value(schema: dict[str, Any]) -> Iterator[Schema]:
+def _other_value(schema: dict[str, Any], no: Any) -> Iterator[Schema]:
     for word, values in (("enum", schema.get("enum")), ("const", [schema.get("const")])):
         if word not in schema:
             continue
@@ -158,8 +158,13 @@ def _other_value(schema: dict[str, Any]) -> Iterator[Schema]:
             yield {"type": "number", **{k: v for k, v in bounds.items() if v is not None}}
         arrays = [v for v in values if isinstance(v, list)]
         objects = [v for v in values if isinstance(v, dict)]
-        yield {"allOf": [{"type": "array"}, *({"anyOf": list(_unlike_array(v))} for v in arrays)]}
-        yield {"allOf": [{"type": "object"}, *({"anyOf": list(_unlike_object(v))} for v in objects)]}
+        for name, found in (("array", arrays), ("object", objects)):
+            if len(found) != 1:
+                yield {"type": name, "allOf": [no({"const": v}) for v in found]} if found else {"type": name}
+        if len(arrays) == 1:
+            yield from _unlike_array(arrays[0])
+        if len(objects) == 1:
+            yield from _unlike_object(objects[0])
 
 
 def _unlike_array(value: list[Any]) -> Iterator[Schema]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,16 +40,16 @@ __all__ = [
 ]
 __all__ += ["escaped", "kinds_of_keys", "without"]
 
-MAX_KINDS = 64
+MAX_KINDS = 32
 """Most kinds of keys that the patterns of one object may make."""
+_MOST_STATES = 3_000  # of the automata of all kinds together: every pattern goes through all of them
 
 
 NOTHING = ByteFSM(np.full((1, 256), -1, dtype=np.int32), np.zeros(1, dtype=np.bool_))
 """An automaton that accepts no text: the only one that is not trimmed."""
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A declared property: its name, the node of its value, and whether it is required."""
 
     name: str
@@ -57,8 +57,7 @@ class Member:
     required: bool
 
 
-@dataclass(frozen=True)
-class OtherKeys:
+class OtherKeys(NamedTuple):
     """Keys that are not declared: their automaton, the nodes of the values that follow, and which follows where.
 
     kinds: by state of the automaton the index into values, -1 where it does not accept; () where there is one value.
@@ -141,11 +140,13 @@ def kinds_of_keys(
         for kind, matched in sorted_:
             for combine, also in ((intersect, matched | {pattern}), (difference, matched)):
                 try:
-                    split.append((combine(kind, fsm), also))
+                    split.append((combine(kind, fsm, budget=_MOST_STATES), also))
                 except EmptyLanguage:
                     continue
         if len(split) > MAX_KINDS:
             raise BudgetExceeded(f"the patterns make more than {MAX_KINDS} kinds of keys; use fewer of them")
+        if sum(kind.states for kind, _ in split) > _MOST_STATES:
+            raise BudgetExceeded(f"the patterns of keys need more than {_MOST_STATES} states; simplify them")
         sorted_ = split
     return [(kind, _asked_of(matched, schema)) for kind, matched in sorted_]
 

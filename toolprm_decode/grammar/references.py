@@ -44,16 +44,16 @@ def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def needs_localising(root: Schema) -> bool:
     """Whether a document has identities below its root, or dynamic references."""
     open_: list[Any] = [root]
-    while open_:
-        here = open_.pop()
+    for here in open_:  # this runs for every schema, so plainly
         if isinstance(here, dict):
-            if here is not root and isinstance(here.get("$id"), str):
-                return True
             if "$dynamicRef" in here or "$recursiveRef" in here:
                 return True
-            open_.extend(value for value in here.values() if isinstance(value, dict | list))
-        elif isinstance(here, list):
-            open_.extend(value for value in here if isinstance(value, dict | list))
+            if "$id" in here and here is not root and isinstance(here["$id"], str):
+                return True
+            here = here.values()
+        for value in here:
+            if isinstance(value, dict | list):
+                open_.append(value)
     return False
 
 

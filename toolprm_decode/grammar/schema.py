@@ -9,24 +9,25 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal, NoReturn
 from urllib.parse import unquote
 
 from toolprm_decode import _core
-from toolprm_decode.errors import BudgetExceeded, FormatError, ToolSchemaError, UnsupportedSchemaError
+from toolprm_decode.errors import BudgetExceeded, ToolSchemaError, UnsupportedSchemaError
 from toolprm_decode.grammar import scalars
 from toolprm_decode.grammar.arrays import read_array
+from toolprm_decode.grammar.automata import Impossible, fsm_dfa, regex_dfa, strings_dfa
 from toolprm_decode.grammar.checking import TYPES, CannotTell, constants, holds, types_of
 from toolprm_decode.grammar.fsm import ByteFSM, EmptyLanguage, byte_fsm, difference, from_strings, intersect, union
+from toolprm_decode.grammar.members import ObjectReader
 from toolprm_decode.grammar.merging import (
     MORE,
     NOT,
     CannotMerge,
     Factor,
-    More,
     Negated,
     Schema,
     Text,
@@ -34,19 +35,6 @@ from toolprm_decode.grammar.merging import (
     type_of,
 )
 from toolprm_decode.grammar.negation import REWRITTEN, rewritten
-from toolprm_decode.grammar.objects import (
-    NOTHING,
-    Member,
-    Members,
-    Names,
-    OtherKeys,
-    classified,
-    conditions,
-    declared_names,
-    escaped,
-    kinds_of_keys,
-    without,
-)
 from toolprm_decode.grammar.references import localised, needs_localising
 from toolprm_decode.grammar.unevaluated import UNEVALUATED, evaluated
 
@@ -54,7 +42,7 @@ Style = Literal["json", "python"]
 
 MAX_DEPTH = 200  # nested schemas; beyond it Python's own stack is at risk
 MAX_DISJOINT = 500  # alternatives of a oneOf: each is compared with each
-MAX_WORK = 50_000  # schemas read for one root, those that conjunctions and negations make among them
+MAX_WORK = 20_000  # schemas read for one root, those that conjunctions and negations make among them
 MAX_ALTERNATIVES = 2_000  # options of one union, those of unions inside it among them
 
 
@@ -81,46 +69,6 @@ ANNOTATING_FORMATS = _word_set(
     password byte binary string text markdown html
     """
 )
-
-
-@lru_cache(maxsize=4096)
-def regex_dfa(regex: str) -> _core.Dfa:
-    """The compiled automaton of a regex, shared by all grammars."""
-    fsm = byte_fsm(regex)
-    return _core.Dfa(fsm.transitions, fsm.accepting)
-
-
-@lru_cache(maxsize=4096)
-def _strings_dfa(strings: tuple[bytes, ...]) -> _core.Dfa:
-    return fsm_dfa(from_strings(strings))
-
-
-@lru_cache(maxsize=1024)
-def fsm_dfa(fsm: ByteFSM) -> _core.Dfa:
-    """The compiled form of an automaton, shared by equal ones."""
-    return _core.Dfa(fsm.transitions, fsm.accepting)
-
-
-def spellings(text: str) -> list[bytes]:
-    """A string as json.dumps writes it, with and without ensure_ascii."""
-    return sorted({json.dumps(text, ensure_ascii=False).encode(), json.dumps(text).encode()})
-
-
-# Object keys as json.dumps writes them: all of it raw, or all of it in ASCII.
-_SHORT = r'\\["\\bfnrt]|\\u00(?:0[0-7bef]|1[0-9a-f])'
-_ESCAPED = (
-    r"\\u(?:007f|00[89a-f][0-9a-f]|0[1-9a-f][0-9a-f]{2}|[1-9a-c][0-9a-f]{3}|d[0-7][0-9a-f]{2}|[ef][0-9a-f]{3})"
-    r"|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}"
-)
-_PLAIN_KEY = rf'(?:"(?:[^"\\\x00-\x1f]|{_SHORT})*"|"(?:[ !#-\[\]-~]|{_SHORT}|{_ESCAPED})*")'
-_PLAIN_PYTHON_KEY = r"'(?:[^'\\\x00-\x1f]|\\[\\nrt])*'"
-_SINGLE_QUOTED = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
-# Names that a Pythonic call can write before `=`: not only identifiers, some tools have dots and dashes in them.
-_KEYWORD = re.compile(r"[^\s\"'=(),\[\]{}][^=(),\[\]{}]*(?<!\s)")
-
-
-class Impossible(ToolSchemaError):
-    """No value satisfies the schema."""
 
 
 class SchemaCompiler:
@@ -155,6 +103,7 @@ class SchemaCompiler:
         self._given = root
         self._work = 0
         self._flattening: set[int] = set()
+        self._objects = ObjectReader(self)
         self._rules: dict[tuple[str, bool], int] = {}
         self._impossible: dict[tuple[str, bool], Impossible] = {}
         # Conjunctions that were worked out, by the identity of their schema, which is kept alive here.
@@ -203,7 +152,7 @@ class SchemaCompiler:
         return self._read_words(schema, pointer, arguments)
 
     def _read_words(self, schema: dict[str, Any], pointer: str, arguments: bool) -> list[int]:
-        self._check_words(schema, pointer)
+        self.check_words(schema, pointer)
         if not _REWRITTEN.isdisjoint(schema):
             return self._shared(self.flat(schema, pointer), pointer, arguments)
         if "$ref" in schema:
@@ -217,12 +166,13 @@ class SchemaCompiler:
                 return self._union(schema, word, pointer, arguments)
         return self._typed(schema, pointer, arguments)
 
-    def _check_words(self, schema: Mapping[Any, Any], pointer: str) -> None:
+    def check_words(self, schema: Mapping[Any, Any], pointer: str) -> None:
         # Words outside JSON Schema's vocabulary are annotations by its own rules.
         for word in schema:
             if not isinstance(word, str):
                 self.fail(pointer, None, f"a keyword must be a string, not {word!r:.60}")
-        for word in _UNSUPPORTED.intersection(schema):
+        if not _UNSUPPORTED.isdisjoint(schema):
+            word = min(_UNSUPPORTED.intersection(schema))
             raise UnsupportedSchemaError(
                 f"{word} depends on how the schema is reached, which cannot be followed here; use $ref",
                 tool=self.tool,
@@ -241,7 +191,9 @@ class SchemaCompiler:
 
     def _shared(self, merged: Schema, pointer: str, arguments: bool) -> list[int]:
         """The options of a conjunction. Where it is recursive, the same one is met again inside itself."""
-        return self._rule(json.dumps(merged, sort_keys=True, default=repr), merged, pointer, arguments)
+        name = json.dumps(merged, sort_keys=True, default=repr)
+        self._work += len(name) // 1_000  # large ones cost more than small ones
+        return self._rule(name, merged, pointer, arguments)
 
     def _rule(self, name: str, schema: Schema, pointer: str, arguments: bool) -> list[int]:
         key = (name, arguments)
@@ -302,6 +254,11 @@ class SchemaCompiler:
         except CannotMerge as error:
             at = pointer if error.pointer is None else error.pointer
             raise UnsupportedSchemaError(str(error), tool=self.tool, pointer=at, keyword=error.keyword) from error
+        except UnsupportedSchemaError as error:
+            keyword, at = _uniting(schema, pointer)
+            if error.keyword != "anyOf" or keyword == "anyOf":
+                raise
+            raise UnsupportedSchemaError(error.message, tool=self.tool, pointer=at, keyword=keyword) from error
         except (AttributeError, TypeError) as error:
             self.fail(pointer, None, f"a keyword has a value of the wrong kind: {error}")
         finally:
@@ -329,7 +286,7 @@ class SchemaCompiler:
             if not isinstance(member, dict | bool):
                 self.fail(at, None, f"a schema must be an object or a boolean, not {member!r:.60}")
             if isinstance(member, dict):
-                self._check_words(member, at)
+                self.check_words(member, at)
             result = self._merged(result, self.flat(member, at), pointer)
         return result
 
@@ -452,7 +409,7 @@ class SchemaCompiler:
             self._check_count(options, word, pointer)
         # Numbers end with the byte after them, everything else with its own last one: two automata.
         return options + [
-            self.builder.scalar(_strings_dfa(tuple(sorted(texts)))) for texts in (others, numbers) if texts
+            self.builder.scalar(strings_dfa(tuple(sorted(texts)))) for texts in (others, numbers) if texts
         ]
 
     def _valid(self, values: list[Any], rest: dict[str, Any], word: str, pointer: str) -> list[Any]:
@@ -500,7 +457,7 @@ class SchemaCompiler:
         if "number" in types and "integer" in types:
             types = [t for t in types if t != "integer"]
         readers: dict[str, Callable[[], int]] = {
-            "object": lambda: self._object(schema, pointer, arguments),
+            "object": lambda: self._objects.read(schema, pointer, arguments),
             "array": lambda: read_array(self, schema, pointer),
             "string": lambda: self._string(schema, pointer),
             "number": lambda: self._number(schema, pointer, integers=False),
@@ -531,7 +488,7 @@ class SchemaCompiler:
 
     def _words(self, *words: str) -> _core.Dfa:
         kept = [w for w in words if self.style == "python" or w[0].islower()]
-        return _strings_dfa(tuple(w.encode() for w in kept))
+        return strings_dfa(tuple(w.encode() for w in kept))
 
     def any_value(self) -> int:
         """The node of any JSON value."""
@@ -546,7 +503,7 @@ class SchemaCompiler:
         words = self._words("true", "false", "null", "True", "False", "None")
         return [
             b.array(*self.brackets("[", "]"), [], item),
-            b.scalar(self._string_dfa()),
+            b.scalar(self.string_dfa()),
             b.scalar(regex_dfa(scalars.number())),
             b.scalar(words),
         ]
@@ -556,12 +513,12 @@ class SchemaCompiler:
         return self.builder.object(
             *self.brackets("{", "}"),
             [],
-            other_key=self._string_dfa(),
-            other_value=self._member(self.any_value()),
+            other_key=self.string_dfa(),
+            other_value=self.member(self.any_value()),
             arguments=arguments,
         )
 
-    def _string_dfa(self) -> _core.Dfa:
+    def string_dfa(self) -> _core.Dfa:
         return regex_dfa(scalars.STRING if self.style == "json" else f"(?:{scalars.PY_STRING}|{scalars.STRING})")
 
     def brackets(self, open: str, close: str) -> tuple[int, int, int]:
@@ -575,254 +532,15 @@ class SchemaCompiler:
             b.sequence([space, b.literal(close.encode())]),
         )
 
-    def _member(self, value: int) -> int:
+    def member(self, value: int) -> int:
         b = self.builder
         if not self.flexible:
             return b.sequence([b.literal(b": "), value])
         return b.sequence([b.space(), b.literal(b":"), b.space(), value])
 
-    # ------------------------------------------------------------------ objects
-
-    def _object(self, schema: dict[str, Any], pointer: str, arguments: bool) -> int:
-        members = self.members(schema, pointer)
-        others = members.others
-        more: dict[str, Any] = {}
-        if others is not None and others.kinds:
-            values = [self._member(value) for value in others.values]
-            more = {"other_key": others.keys, "other_values": values, "other_kinds": others.kinds}
-        elif others is not None:
-            more = {"other_key": others.keys, "other_value": self._member(others.values[0])}
-        return self.builder.object(
-            *self.brackets("{", "}"),
-            [(self._key(one.name), self._member(one.value), one.required) for one in members.properties],
-            min=members.low,
-            max=members.high,
-            arguments=arguments,
-            **more,
-        )
-
     def keywords(self, schema: Schema) -> int:
         """The node of what follows `name(` in a Pythonic call: the properties of the schema as name=value, and `)`."""
-        if isinstance(schema, dict) and (hard := sorted(_REWRITTEN.intersection(schema))):
-            self._no_keywords(hard[0])
-        root = self.flat(schema)
-        assert isinstance(root, dict)
-        self._check_words(root, "")
-        if found := sorted({"anyOf", "oneOf", "enum", "const"} & root.keys()):
-            self._no_keywords(found[0])
-        members = self.members(root, "")
-        if members.others is not None:
-            sorted_ = "patternProperties" in root
-            raise UnsupportedSchemaError(
-                "a Pythonic call cannot take arguments of any name; declare them, or use a JSON format",
-                tool=self.tool,
-                keyword="patternProperties" if sorted_ else "additionalProperties",
-            )
-        b = self.builder
-        space = [b.space()] if self.flexible else []
-        keyed: list[tuple[list[bytes], int, bool]] = []
-        for one in members.properties:
-            if not _KEYWORD.fullmatch(one.name):
-                raise FormatError(f"tool {self.tool!r}: parameter {one.name!r} cannot be written as a keyword argument")
-            keyed.append(([f"{one.name}=".encode()], b.sequence([*space, one.value]), one.required))
-        _, comma, _ = self.brackets("(", ")")
-        close = b.sequence([*space, b.literal(b")")])
-        return b.object(b.sequence(space), comma, close, keyed, min=members.low, max=members.high, arguments=True)
-
-    def _no_keywords(self, keyword: str) -> NoReturn:
-        raise UnsupportedSchemaError(
-            "a Pythonic call needs plain properties at the root of its parameters; use a JSON format",
-            tool=self.tool,
-            keyword=keyword,
-        )
-
-    def members(self, schema: dict[str, Any], pointer: str) -> Members:
-        """What an object holds."""
-        required = schema.get("required", [])
-        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-            self.fail(pointer, "required", f"must be a list of property names, not {required!r:.60}")
-        if "patternProperties" in schema or "propertyNames" in schema or MORE in schema:
-            members = self._sorted_members(schema, required, pointer)
-        else:
-            members = self._plain_members(schema, required, pointer)
-        low, high = self.bounds(schema, "minProperties", "maxProperties", pointer)
-        if high is not None and sum(one.required for one in members.properties) > high:
-            raise Impossible(
-                "more properties are required than allowed", tool=self.tool, pointer=pointer, keyword="maxProperties"
-            )
-        if members.others is None and low > len(members.properties):
-            raise Impossible(
-                "more members are asked for than properties exist",
-                tool=self.tool,
-                pointer=pointer,
-                keyword="minProperties",
-            )
-        members.low, members.high = low, high
-        return members
-
-    def _plain_members(self, schema: dict[str, Any], required: list[str], pointer: str) -> Members:
-        """The members where all other keys are of one kind."""
-        declared = schema.get("properties", {})
-        if not isinstance(declared, dict):
-            self.fail(pointer, "properties", f"must be an object of schemas, not {declared!r:.60}")
-        closed = self.closed and any(member is not False for member in declared.values())
-        extra = schema.get("additionalProperties", not closed)
-        properties: list[Member] = []
-        forbidden: list[str] = []
-        for name, member in declared.items():
-            self._check_name(name, pointer, "properties")
-            at = f"{pointer}/properties/{escaped(name)}"
-            try:
-                properties.append(Member(name, self.value(member, at), name in required))
-            except Impossible:
-                if name in required:
-                    raise
-                forbidden.append(name)
-        value: int | None = None
-        if extra is not False:
-            with suppress(Impossible):
-                value = self.value(extra, f"{pointer}/additionalProperties")
-        for name in dict.fromkeys(required):
-            if name not in declared:
-                self._check_name(name, pointer, "required")
-                self._check_taken(name, value is not None, pointer)
-                properties.append(Member(name, self.value(extra, pointer), True))
-        if value is None:
-            return Members(properties, None)
-        properties += self._forbidden(forbidden)
-        # Beside declared properties, keys are written in the very ways that those are, or `"\\u0061"` would pass for
-        # another key than `"a"`.
-        return Members(properties, OtherKeys(self._plain_key_dfa() if properties else self._string_dfa(), (value,)))
-
-    def _check_taken(self, name: str, possible: bool, pointer: str) -> None:
-        if not possible:
-            self.impossible(f"property {name!r} is required but not defined", pointer, "required")
-
-    def _forbidden(self, names: Iterable[str]) -> list[Member]:
-        """Names that no other key may be, as properties whose value nothing satisfies."""
-        return [Member(name, self.builder.choice([]), False) for name in names]
-
-    def _sorted_members(self, schema: dict[str, Any], required: list[str], pointer: str) -> Members:
-        """The members where patterns sort the keys."""
-        self._check_conditions(schema, pointer)
-        closed = self.closed and not any("additionalProperties" in one for one in conditions(schema))
-        if closed and any(m is not False for one in conditions(schema) for m in one.get("properties", {}).values()):
-            # To the one object that all conditions describe, keys that none of them mentions are unknown.
-            mentioned: dict[str, dict[str, Any]] = {"properties": {}, "patternProperties": {}}
-            for one in conditions(schema):
-                for word, known in mentioned.items():
-                    known.update(dict.fromkeys(one.get(word, {}), True))
-            more = schema[MORE].conditions if MORE in schema else ()
-            schema = {**schema, MORE: More((*more, {**mentioned, "additionalProperties": False}))}
-        names = Names(partial(self._key_fsm, pointer=pointer))
-        keys: ByteFSM | None = self._plain_key_fsm()
-        listed: list[str] | None = None
-        if "propertyNames" in schema:
-            listed, keys = self._legal_names(schema["propertyNames"], pointer)
-        properties: list[Member] = []
-        forbidden: list[str] = []
-        allowed = keys
-        for name in dict.fromkeys((*declared_names(schema), *required, *(listed or ()))):
-            self._check_name(name, pointer, "properties" if name not in required else "required")
-            possible = name in listed if listed is not None else allowed is not None and self._is_key(name, allowed)
-            try:
-                if not possible:
-                    self.impossible(f"{name!r} is no legal name", pointer, "propertyNames")
-                value = self._conjunction(names.asked(name, schema), pointer)
-                properties.append(Member(name, value, name in required))
-            except Impossible:
-                if name in required:
-                    raise
-                forbidden.append(name)
-        taken = [*(one.name for one in properties), *forbidden]
-        if keys is not None:
-            with self._scalar_errors(pointer, "patternProperties"):
-                keys = without(keys, (spelling for name in taken for spelling in self._key(name)))
-        kinds: list[ByteFSM] = []
-        values: list[int] = []
-        if keys is not None:
-            with self._scalar_errors(pointer, "patternProperties"):
-                sorted_ = kinds_of_keys(keys, schema, names)
-            for kind, asked in sorted_:
-                try:
-                    value = self._conjunction(asked, pointer)
-                except Impossible:
-                    continue
-                kinds.append(kind)
-                values.append(value)
-        if not kinds:
-            return Members(properties, None)
-        if len(kinds) == 1:
-            return Members(properties, OtherKeys(fsm_dfa(kinds[0]), (values[0],)))
-        with self._scalar_errors(pointer, "patternProperties"):
-            dfa, outcome = classified(tuple(kinds))
-        return Members(properties, OtherKeys(dfa, tuple(values), outcome))
-
-    def _check_conditions(self, schema: dict[str, Any], pointer: str) -> None:
-        for one in conditions(schema):
-            for word in ("properties", "patternProperties"):
-                if not isinstance(one.get(word, {}), dict):
-                    self.fail(pointer, word, f"must be an object of schemas, not {one[word]!r:.60}")
-            for pattern in one.get("patternProperties", {}):
-                if not isinstance(pattern, str):
-                    self.fail(pointer, "patternProperties", f"must be a regular expression, not {pattern!r:.60}")
-
-    def _conjunction(self, asked: Sequence[tuple[str, Schema]], pointer: str) -> int:
-        """The node of the values that satisfy all of these schemas."""
-        if not asked:
-            return self.any_value()
-        if len(asked) == 1:
-            return self.value(asked[0][1], pointer + asked[0][0])
-        return self.value({"allOf": [schema for _, schema in asked]}, pointer + asked[0][0])
-
-    def _key_fsm(self, pattern: str, pointer: str) -> ByteFSM:
-        with self._scalar_errors(pointer, "patternProperties"):
-            try:
-                return self._pattern_fsm(pattern, anchored=False)
-            except EmptyLanguage:
-                return NOTHING
-        raise AssertionError  # the errors above are raised on
-
-    def _legal_names(self, schema: Schema, pointer: str) -> tuple[list[str] | None, ByteFSM | None]:
-        """The names that a schema lists, as good as declared, so that none comes twice; or the automaton of the keys.
-
-        The keys are written as declared ones are. Neither: no name is legal.
-        """
-        try:
-            flat = self.flat(schema, f"{pointer}/propertyNames")
-            among = constants(flat)
-            if among is not None:
-                return [name for name in among if isinstance(name, str) and holds(flat, name, self)], None
-            with self._scalar_errors(pointer, "propertyNames"):
-                return None, intersect(self.string_fsm(flat, f"{pointer}/propertyNames"), self._plain_key_fsm())
-        except Impossible:
-            return [], None
-        except (UnsupportedSchemaError, CannotTell) as error:
-            message = error.message if isinstance(error, UnsupportedSchemaError) else str(error)
-            raise UnsupportedSchemaError(message, tool=self.tool, pointer=pointer, keyword="propertyNames") from error
-        raise AssertionError  # the errors above are raised on
-
-    def _plain_key_fsm(self) -> ByteFSM:
-        return byte_fsm(_PLAIN_KEY if self.style == "json" else f"(?:{_PLAIN_KEY}|{_PLAIN_PYTHON_KEY})")
-
-    def _is_key(self, name: str, keys: ByteFSM) -> bool:
-        return keys.matches(json.dumps(name, ensure_ascii=False).encode())
-
-    def _check_name(self, name: Any, pointer: str, keyword: str) -> None:
-        try:
-            name.encode()
-        except (AttributeError, UnicodeEncodeError):
-            self.fail(pointer, keyword, f"{name!r:.60} is no name of a property: it must be valid Unicode")
-
-    def _key(self, name: str) -> list[bytes]:
-        if self.style == "json":
-            return spellings(name)
-        single = "'" + name.translate(_SINGLE_QUOTED) + "'"
-        return sorted({*spellings(name), repr(name).encode(), *([single.encode()] if "'" not in name else [])})
-
-    def _plain_key_dfa(self) -> _core.Dfa:
-        """Keys beside declared properties."""
-        return regex_dfa(_PLAIN_KEY if self.style == "json" else f"(?:{_PLAIN_KEY}|{_PLAIN_PYTHON_KEY})")
+        return self._objects.keywords(schema)
 
     # ------------------------------------------------------------------ counts
 
@@ -851,7 +569,7 @@ class SchemaCompiler:
         patterns = self._patterns(schema, pointer)
         counted = low > 0 or high is not None
         if not patterns and not counted:
-            return self.builder.scalar(self._string_dfa())
+            return self.builder.scalar(self.string_dfa())
         b = self.builder
         if not patterns:  # counting needs no automaton of its own
             texts = [
@@ -877,12 +595,12 @@ class SchemaCompiler:
         elif not parts:
             parts.append(("type", partial(byte_fsm, self._any_text("*"))))
         for word, make in parts:
-            with self._scalar_errors(pointer, word):
+            with self.scalar_errors(pointer, word):
                 part = make()
                 fsm = part if fsm is None else intersect(fsm, part)
         assert fsm is not None
         for word, text in unwanted:
-            with self._scalar_errors(pointer, word):
+            with self.scalar_errors(pointer, word):
                 try:
                     part = self._wanted(text, escapes="all")
                 except EmptyLanguage:
@@ -928,10 +646,10 @@ class SchemaCompiler:
 
     def _wanted(self, text: Text, escapes: scalars.Escapes = "needed") -> ByteFSM:
         if text.kind == "one of":
-            return self._pattern_fsm("|".join(map(_literal, text.value)), anchored=True, escapes=escapes)
+            return self.pattern_fsm("|".join(map(_literal, text.value)), anchored=True, escapes=escapes)
         if text.kind == "format":
-            return self._pattern_fsm(_format(text.value) or "", anchored=True, escapes=escapes)
-        return self._pattern_fsm(text.value, anchored=False, escapes=escapes)
+            return self.pattern_fsm(_format(text.value) or "", anchored=True, escapes=escapes)
+        return self.pattern_fsm(text.value, anchored=False, escapes=escapes)
 
     def string_fsm(self, schema: Schema, pointer: str) -> ByteFSM:
         """The automaton of the strings that satisfy a schema. Raises as value(), Impossible where there are none."""
@@ -957,12 +675,12 @@ class SchemaCompiler:
         if values is not None:
             rest = {k: v for k, v in schema.items() if k not in ("enum", "format")}
             strings = [v for v in values if isinstance(v, str) and holds(rest, v, self)]
-            with self._scalar_errors(pointer, "enum"):
-                return from_strings(spelling for text in strings for spelling in self._key(text))
+            with self.scalar_errors(pointer, "enum"):
+                return from_strings(spelling for text in strings for spelling in self._objects.key(text))
         low, high = self.bounds(schema, "minLength", "maxLength", pointer)
         return self._text(schema, low, high, pointer)
 
-    def _pattern_fsm(self, pattern: str, *, anchored: bool, escapes: scalars.Escapes = "needed") -> ByteFSM:
+    def pattern_fsm(self, pattern: str, *, anchored: bool, escapes: scalars.Escapes = "needed") -> ByteFSM:
         fsm = scalars.pattern_fsm(pattern, style="json", anchored=anchored, escapes=escapes)
         if self.style == "json":
             return fsm
@@ -986,7 +704,7 @@ class SchemaCompiler:
             if word == "multipleOf" and (bound is None or bound <= 0):
                 self.fail(pointer, "multipleOf", f"must be above zero, not {bound!r}")
         used = [word for word, bound in zip(words, bounds, strict=True) if bound is not None]
-        with self._scalar_errors(pointer, "multipleOf" if factors else used[0] if used else None):
+        with self.scalar_errors(pointer, "multipleOf" if factors else used[0] if used else None):
             regex = scalars.integer(*bounds) if integers else scalars.number(*bounds)
             if not factors or (integers and factors == [Factor(1)]):
                 return self.builder.scalar(regex_dfa(regex))
@@ -1002,7 +720,7 @@ class SchemaCompiler:
                     fsm = difference(fsm, scalars.multiple_of(factor.value))
             return self.builder.scalar(fsm_dfa(fsm))
 
-    def _scalar_errors(self, pointer: str, keyword: str | None) -> _ScalarErrors:
+    def scalar_errors(self, pointer: str, keyword: str | None) -> _ScalarErrors:
         return _ScalarErrors(self.tool, pointer, keyword)
 
     def fail(self, pointer: str, keyword: str | None, message: str) -> NoReturn:
@@ -1050,6 +768,17 @@ _SYNTAX = re.compile(r"[\^$\\.*+?()\[\]{}|/]")
 def _literal(text: str) -> str:
     """The pattern of exactly this text."""
     return _SYNTAX.sub(lambda found: "\\" + found.group(), text)
+
+
+def _uniting(schema: dict[str, Any], pointer: str) -> tuple[str, str]:
+    """The keyword that was rewritten as the unions of which a conjunction has too many, and where it is."""
+    for one in (schema, *(schema["allOf"] if isinstance(schema.get("allOf"), list) else ())):
+        if isinstance(one, dict) and "anyOf" not in one:
+            if NOT in one:
+                return one[NOT][0].keyword, one[NOT][0].pointer
+            if words := sorted(_REWRITTEN.intersection(one)):
+                return words[0], pointer
+    return "anyOf", pointer
 
 
 def _format(name: Any) -> str | None:
