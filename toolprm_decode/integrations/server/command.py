@@ -118,6 +118,8 @@ def _bytes(text: str) -> int:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address; it listens when the server begins."""
+    if not 0 <= port < 1 << 16:
+        raise RequestError(f"--port must be between 0 and {(1 << 16) - 1}, not {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -130,7 +132,7 @@ def _listen(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RequestError(f"cannot listen at {host} port {port}: {reason}") from error
     return listener

@@ -191,7 +191,10 @@ def _choose(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[str, An
     if kind == "allowed_tools" and isinstance(allowed := choice.get("allowed_tools", choice), dict):
         mode, listed = allowed.get("mode"), allowed.get("tools")
         if mode not in ("auto", "required") or not isinstance(listed, list) or not listed:
-            raise refuse("tool_choice", 'allowed_tools must have the mode "auto" or "required", and a list of tools')
+            raise refuse(
+                "tool_choice",
+                'allowed_tools of tool_choice must have the mode "auto" or "required", and a list of tools',
+            )
         return _named(listed, tools, "tool_choice"), {"allow_no_call": False} if mode == "required" else {}
     known = '"auto", "required", {"type": "function", "function": {"name": ...}} or allowed_tools'
     raise refuse("tool_choice", f"tool_choice must be {known}, not {_shown(choice)}")
@@ -340,7 +343,7 @@ def _search(given: dict[str, Any], choice: dict[str, Any], default: Search, cand
     beams = 1 if search.strategy in ("greedy", "sample") else search.beams
     width = search.width if search.strategy in ("sample", "step-beam") else 1
     if beams * width > candidates:
-        message = f"the search has {beams} x {width} candidates, and this server allows {candidates}"
+        message = f"search.beams x search.width is {beams} x {width}, and this server allows {candidates} candidates"
         raise refuse("search.beams" if beams > 1 else "search.width", message)
     return search
 
@@ -355,5 +358,8 @@ def _include_usage(given: dict[str, Any], stream: bool) -> bool:
         if name not in ("include_usage", "include_obfuscation"):
             raise refuse(f"stream_options.{name:.80}", f"unknown field {name!r:.80} of stream_options")
     if _typed(options, "include_obfuscation", bool, "true or false", "stream_options."):
-        raise refuse("stream_options.include_obfuscation", "pieces of a stream cannot be padded")
+        raise refuse(
+            "stream_options.include_obfuscation",
+            "include_obfuscation cannot be honoured: pieces are not padded",
+        )
     return bool(_typed(options, "include_usage", bool, "true or false", "stream_options."))
