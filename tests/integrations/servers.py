@@ -40,7 +40,8 @@ class Running:
         self._server = Server(app, limits)
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
-        self.root = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.address = self._listener.getsockname()
+        self.root = f"http://127.0.0.1:{self.address[1]}"
         ready = threading.Event()
         self._server.on_ready = ready.set
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([self._listener])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -381,6 +382,18 @@ def test_bodies_that_are_no_objects_are_refused(shared: Running, body: bytes, wo
     assert words in refused(shared.post(body), 400)["message"]
 
 
+@pytest.mark.parametrize("depth", [300, 450, *range(900, 1000, 7), 3000])
+def test_whatever_is_nested_too_deeply_is_refused(shared: Running, depth: int) -> None:
+    deep = "[" * depth + "]" * depth
+    call = {"type": "function", "id": "1", "function": {"name": "swap", "arguments": f'{{"tag": {deep}}}'}}
+    spoken = shared.post(messages=[{"role": "assistant", "tool_calls": [call]}], search=SETTINGS)
+    assert spoken.status_code == 200 or refused(spoken, 400)
+    tools = json.dumps([{"type": "function", "function": {"name": "f", "parameters": {"const": "DEEP"}}}])
+    for field, value in (("n", deep), ("tools", tools.replace('"DEEP"', deep)), ("search", f'{{"seed": {deep}}}')):
+        body = json.dumps({"model": MODEL, "messages": MESSAGES, "tools": TOOLS, field: "HERE"})
+        refused(shared.post(body.replace('"HERE"', value).encode()), 400)
+
+
 def test_a_prompt_that_leaves_no_room_says_so(shared: Running) -> None:
     error = refused(shared.post(messages=[{"role": "user", "content": "light " * 9000}]), 400)
     assert error["code"] == "context_length_exceeded" and error["param"] == "messages"
@@ -473,15 +486,43 @@ def test_a_deadline_ends_requests_that_run_and_that_wait(own: Running, stream: b
     assert own.metric('toolprm_requests_total{path="/v1/chat/completions",status="504"}') == 2
 
 
+def raw_request(body: Any) -> bytes:
+    """A request as it goes over the wire; its body never comes where there is none."""
+    text = json.dumps(body) if body is not None else ""
+    lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", f"authorization: Bearer {KEY}"]
+    return "\r\n".join([*lines, f"content-length: {len(text) or 9}", "", text]).encode()
+
+
 @pytest.mark.parametrize("own", [Limits(timeout=0.2)], indirect=True)
 def test_a_body_that_does_not_come_is_not_waited_for(own: Running) -> None:
-    host, port = own.root.removeprefix("http://").split(":")
-    with __import__("socket").create_connection((host, int(port))) as client:
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: 9\r\n\r\n"
-        )
-        client.sendall(head.encode())
+    with socket.create_connection(own.address) as client:
+        client.sendall(raw_request(None))
         assert client.recv(100).startswith(b"HTTP/1.1 408")
+    own.wait_until_idle()
+
+
+@pytest.mark.parametrize("own", [Limits(running=1)], indirect=True)
+def test_a_client_that_leaves_while_its_grammar_is_made_is_forgotten(
+    own: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, made = threading.Event(), threading.Event()
+    submit = own.decoder.submit
+
+    def slow(*arguments: Any) -> Any:
+        making.set()
+        assert made.wait(60)
+        pending.append(submit(*arguments))
+        return pending[0]
+
+    pending: list[Any] = []
+    monkeypatch.setattr(own.decoder, "submit", slow)
+    with hold(own.decoder):
+        with socket.create_connection(own.address) as client:
+            client.sendall(raw_request({"model": MODEL, "messages": MESSAGES, "tools": TOOLS}))
+            assert making.wait(60)
+        wait_for(lambda: own.service.gate.inside == 0)
+        made.set()
+        wait_for(lambda: bool(pending) and pending[0].cancelled())
     own.wait_until_idle()
 
 

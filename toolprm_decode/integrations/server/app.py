@@ -59,6 +59,7 @@ def create_app(
     app.add_middleware(_Front, service=service, api_key=api_key)
     app.add_exception_handler(Failure, _on_failure)
     app.add_exception_handler(ToolprmError, _on_failure)
+    app.add_exception_handler(RecursionError, _on_failure)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_failure)
     created = int(time.time())

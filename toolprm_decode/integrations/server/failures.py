@@ -78,6 +78,8 @@ def failure_of(error: BaseException) -> Failure:
         return Failure(400, str(error), code="memory_exceeded")
     if isinstance(error, BudgetExceeded):
         return Failure(400, str(error), code="budget_exceeded")
+    if isinstance(error, RecursionError):  # nothing but a request brings such depths
+        return Failure(400, "the request is nested too deeply")
     if isinstance(error, ToolprmError) and not isinstance(error, ModelNotSupported):
         return Failure(400, str(error))
     return Failure(500, "the server failed at this request; its log says why", code="internal_error")

@@ -147,11 +147,12 @@ class Job:
                 with suppress(RuntimeError):  # the loop is closed: nobody listens
                     loop.call_soon_threadsafe(self._steps.put_nowait, steps)
 
+        grammar = decoder.grammar(asked.tools, asked.search)  # first, since it may fail
         request = Request(asked.tools, asked.messages, asked.search, max(self.left, 1e-3))
         pending = decoder.submit(request, tell)
         if tell is not None:
             pending.add_done_callback(lambda _: tell(None))
-        return decoder.grammar(asked.tools, asked.search), pending
+        return grammar, pending
 
     async def _work(self, function: Callable[[], T], undo: Callable[[Future[T]], None] | None = None) -> T:
         """Runs a function in a thread. undo: what to do with its result where nobody waits for it any more."""
