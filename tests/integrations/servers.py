@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import threading
 import time
@@ -71,7 +72,8 @@ class Running:
         wait_for(lambda: (gate.inside, gate.waiting, gate.running) == (0, 0, 0))
 
     def tell_to_stop(self) -> None:
-        self._server.should_exit = True
+        """As a signal does; twice for at once."""
+        self._server.handle_exit(signal.SIGTERM, None)
 
     def join(self) -> None:
         self._thread.join(PATIENCE)

@@ -593,11 +593,12 @@ def test_a_server_that_is_to_end_answers_what_is_in_flight(own: Running) -> None
     own.join()
 
 
-@pytest.mark.parametrize("own", [Limits(drain=0.0)], indirect=True)
-def test_a_server_that_must_end_sends_away_what_is_in_flight(own: Running) -> None:
+@pytest.mark.parametrize(("own", "signals"), [(Limits(drain=0.0), 1), (Limits(), 2)], indirect=["own"])
+def test_a_server_that_must_end_sends_away_what_is_in_flight(own: Running, signals: int) -> None:
     with ThreadPoolExecutor(2) as clients, hold(own.decoder) as passes:
         whole, streamed = in_flight(own, clients)
-        own.tell_to_stop()
+        for _ in range(signals):
+            own.tell_to_stop()
         with pytest.raises(openai.InternalServerError) as sent_away:
             whole.result()
         assert sent_away.value.status_code == 503 and sent_away.value.code == "stopping"

@@ -7,6 +7,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -33,7 +34,7 @@ def serve(
 ) -> None:
     """Serves at a bound socket until SIGINT or SIGTERM.
 
-    Requests in flight have limits.drain seconds from then on; those left are told so. A second SIGINT ends it at once.
+    Requests in flight have limits.drain seconds from then on; those left are told so, as are all at a second signal.
 
     ready: called with the URL and the model's name when requests are taken.
     Raises RequestError where the socket cannot listen.
@@ -74,13 +75,25 @@ class Server(uvicorn.Server):
         )
         self._service: Service = app.state.service
         self._drain = limits.drain
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.on_ready: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes connections."""
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         if self.started:
             self.on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends the server when all is answered, the second soon, the third as it stands."""
+        gate = self._service.gate
+        if not self.should_exit:
+            self.should_exit = True
+        elif not gate.stopped.is_set() and self._loop is not None:
+            self._loop.call_soon_threadsafe(gate.stop)
+        else:
+            self.force_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes no more requests, and answers those in flight while there is time."""
