@@ -414,7 +414,7 @@ def test_large_bodies_are_refused(shared: Running) -> None:
 @pytest.mark.parametrize("key", [None, "another key", "Ключ".encode()])
 def test_a_key_is_asked_for(shared: Running, key: Any) -> None:
     headers = {} if key is None else {"authorization": b"Bearer " + (key if isinstance(key, bytes) else key.encode())}
-    for path in ("/v1/models", "/v1/chat/completions", "/v1/else"):
+    for path in ("/v1/models", "/v1/chat/completions", "/v1/else", "/", "//v1/models", "/openapi.json"):
         response = httpx.get(shared.root + path, headers=headers)
         assert refused(response, 401)["code"] == "invalid_api_key"
         assert response.headers["www-authenticate"] == "Bearer"

@@ -27,6 +27,8 @@ from toolprm_decode.integrations.server.writing import Chunks, completion, event
 log = logging.getLogger(__name__)
 
 _MODELS = "/v1/models"
+# For those who watch the server, who need no key and are not counted.
+_OPEN = ("/health", "/ready", "/metrics")
 # Where a middleware finds how a request ended, where its status does not say so.
 _OUTCOME = "toolprm.outcome"
 # Seconds that a client has to read what was written for it before its deadline.
@@ -41,7 +43,7 @@ def create_app(
     Args:
         decoder: answers the requests.
         model: what clients call it.
-        api_key: what requests to /v1 must bring; None for nothing.
+        api_key: what requests must bring, but for /health, /ready and /metrics; None for nothing.
         limits: what is allowed; None for the defaults.
 
     Its `state.service` has the gate and the metrics.
@@ -209,7 +211,7 @@ class _Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if scope["type"] != "http" or not path.startswith("/v1"):
+        if scope["type"] != "http" or path in _OPEN:
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
