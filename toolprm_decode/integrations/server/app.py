@@ -164,7 +164,7 @@ class _Stream(Response):
                 await unless_gone(asyncio.wait_for(self._write(send), left), receive, self._service.gate)
                 last = b""
             except (ClientLeft, asyncio.TimeoutError) as error:
-                if isinstance(error, ToolprmError):
+                if isinstance(error, ToolprmError):  # the decoder's DeadlineExceeded is a TimeoutError too
                     raise
                 self._service.metrics.cancelled.inc()
                 scope[_OUTCOME] = CLIENT_LEFT
