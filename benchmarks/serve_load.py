@@ -36,12 +36,13 @@ from toolprm_decode.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNING, QUEUE = 32, 100
+# The random reward model cannot tell tools apart: with the policy's word no rank hangs on how floats round.
 SEARCHES: list[dict[str, Any]] = [
     {"strategy": "greedy", "max_tokens": 40},
-    {"beams": 1, "width": 2, "temperature": 1.0, "max_tokens": 30},
-    {"beams": 2, "width": 4, "temperature": 1.2, "max_tokens": 60},
-    {"beams": 4, "width": 4, "temperature": 1.0, "max_tokens": 40, "aggregate": "min"},
-    {"strategy": "sample", "width": 8, "temperature": 1.5, "max_tokens": 60},
+    {"beams": 1, "width": 2, "temperature": 1.0, "max_tokens": 30, "policy_weight": 0.3},
+    {"beams": 2, "width": 4, "temperature": 1.2, "max_tokens": 60, "policy_weight": 0.3},
+    {"beams": 4, "width": 4, "temperature": 1.0, "max_tokens": 40, "aggregate": "min", "policy_weight": 0.3},
+    {"strategy": "sample", "width": 8, "temperature": 1.5, "max_tokens": 60, "policy_weight": 0.3},
 ]
 
 

