@@ -93,6 +93,29 @@ def test_without_a_template_the_prompt_is_plain_text() -> None:
     assert text.endswith("\nsystem: Be brief.\nuser: Light, {{ x }} & <b>!\nassistant: ")
 
 
+CALLED = {"name": "switch", "arguments": {"on": True}}
+
+
+@pytest.mark.parametrize("arguments", [CALLED["arguments"], json.dumps(CALLED["arguments"])], ids=["object", "text"])
+@pytest.mark.parametrize("format", FORMATS.values(), ids=lambda format: format.name)
+def test_earlier_calls_are_written_where_no_template_does(format: Any, arguments: Any) -> None:
+    calls = [{"id": "1", "type": "function", "function": {**CALLED, "arguments": arguments}}]
+    chat = [*CHAT, {"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "content": "done"}]
+    plain, _ = render(tokenizer(), TOOLS, chat, format)
+    assert plain.endswith(f"\nassistant: {format.render([CALLED])}\ntool: done\nassistant: ")
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    text, _ = render(with_template(template), TOOLS, chat, format)
+    assert f"[assistant] {format.render([CALLED])}\n" in text
+    knowing, _ = render(with_template("{{ messages[2].tool_calls | length }}{{ tools | length }}"), TOOLS, chat, format)
+    assert knowing == "12"
+
+
+@pytest.mark.parametrize("calls", [5, [5], [{}], [{"function": {"name": "switch", "arguments": "{"}}]])
+def test_earlier_calls_that_cannot_be_read_are_refused(calls: Any) -> None:
+    with pytest.raises(RequestError, match="tool_calls cannot be read"):
+        render(tokenizer(), TOOLS, [{"role": "assistant", "tool_calls": calls}], FORMATS["json-list"])
+
+
 @pytest.mark.parametrize(
     "template",
     [

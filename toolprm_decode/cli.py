@@ -1,4 +1,4 @@
-"""The command line: toolprm demo | decode | annotate | train | evaluate | benchmark."""
+"""The command line: toolprm demo | decode | annotate | train | evaluate | benchmark | serve."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from toolprm_decode.benchmark import command as benchmark_command
 from toolprm_decode.errors import RequestError, ToolprmError
 from toolprm_decode.evaluation import command as evaluate_command
 from toolprm_decode.files import read_json
+from toolprm_decode.integrations.server import command as serve_command
 from toolprm_decode.learning import annotate_command, train_command
 
 
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="of the requests and the search (default 0)")
     demo.set_defaults(run=_demo)
 
-    for command in (annotate_command, train_command, evaluate_command, benchmark_command):
+    for command in (annotate_command, train_command, evaluate_command, benchmark_command, serve_command):
         command.add_parser(commands)
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import queue
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolprm_decode import _core
 from toolprm_decode.engine import Engine
-from toolprm_decode.errors import BudgetExceeded, DeadlineExceeded, RequestError, TokenizerError
+from toolprm_decode.errors import ContextExceeded, DeadlineExceeded, RequestError, TokenizerError
 from toolprm_decode.formats import Format, get_format
 from toolprm_decode.grammar.call_grammar import CallGrammar, Step
 from toolprm_decode.grammar.leniency import SchemaWarning
@@ -30,6 +31,8 @@ from toolprm_decode.search import Search, SearchTree
 from toolprm_decode.search.node import Node
 from toolprm_decode.search.scheduler import LATE, Pending, Scheduler, Work
 from toolprm_decode.tools import Tool, read_tools
+
+log = logging.getLogger(__name__)
 
 # A callable reward: (the prompt's text, the steps up to and with the one to score) -> a score in [0, 1].
 Scorer = Callable[[str, list[Step]], float]
@@ -288,12 +291,18 @@ class Decoder:
                 future.cancel()
         return answers
 
-    def submit(self, request: Request) -> Future[Decoded]:
+    def submit(self, request: Request, on_steps: Callable[[list[Step]], None] | None = None) -> Future[Decoded]:
         """The answer to come. `cancel()` drops the request at any time, and `asyncio.wrap_future` awaits it.
+
+        on_steps: called with steps as they become certain, in order and before the future is done, by a thread that
+            all requests wait for: it hands them on and returns. What it raises is logged.
 
         Raises at once what is wrong with the request itself; the future raises the rest.
         """
-        return self._scheduler.submit([self._prepare(request)])[0]
+        work = self._prepare(request)
+        if on_steps is not None:
+            work.on_steps = _listener(on_steps)
+        return self._scheduler.submit([work])[0]
 
     def stream(
         self, tools: Any, prompt: Any, search: Search | None = None, *, timeout: float | None = None
@@ -305,10 +314,15 @@ class Decoder:
         self._scheduler.check_caller()
         events: queue.SimpleQueue[list[Step] | None] = queue.SimpleQueue()
         work = self._prepare(Request(tools, prompt, search, timeout))
-        work.on_steps = lambda steps: events.put([_step(step) for step in steps])
+        work.on_steps = _listener(events.put)
         (pending,) = self._scheduler.submit([work])
         pending.add_done_callback(lambda _: events.put(None))
         return _Stream(pending, events, work.deadline)
+
+    @property
+    def blocks_in_use(self) -> tuple[int, int]:
+        """Blocks of keys and values that requests hold, of the policy and of the reward model."""
+        return self._scheduler.blocks_in_use
 
     def _prepare(self, request: Request) -> Work[Decoded]:
         started = time.perf_counter()
@@ -329,7 +343,7 @@ class Decoder:
             raise RequestError("the prompt has no tokens")
         room = _context(self._policy) - len(prompt)
         if room < 1:
-            raise BudgetExceeded(
+            raise ContextExceeded(
                 f"the prompt has {len(prompt)} tokens, and the model's context is {_context(self._policy)}: "
                 "use fewer tools or a shorter prompt"
             )
@@ -339,7 +353,7 @@ class Decoder:
             if len(reward_prompt) + 2 * max_tokens > _context(self._prm.engine):
                 max_tokens = (_context(self._prm.engine) - len(reward_prompt)) // 2
             if max_tokens < 1:
-                raise BudgetExceeded(
+                raise ContextExceeded(
                     f"the prompt has {len(reward_prompt)} tokens for the reward model, whose context is "
                     f"{_context(self._prm.engine)}: use fewer tools or a shorter prompt"
                 )
@@ -484,6 +498,18 @@ def _step(scored: _core.ScoredStep) -> Step:
     return Step(step.kind, step.text, step.start, step.end, step.path, score, scored.logprob)
 
 
+def _listener(on_steps: Callable[[list[Step]], None]) -> Callable[[list[_core.ScoredStep]], None]:
+    """Told by the scheduler, which must not fall to what a caller's function raises."""
+
+    def tell(steps: list[_core.ScoredStep]) -> None:
+        try:
+            on_steps([_step(step) for step in steps])
+        except Exception:
+            log.exception("on_steps of a request failed")
+
+    return tell
+
+
 def _decoded(
     result: _core.Result, grammar: CallGrammar, prompts: tuple[int, int], seconds: dict[str, float]
 ) -> Decoded:
@@ -531,13 +557,8 @@ def _decoded(
 
 def _answer(answer: _core.Answer, format: Format, tools: Sequence[Tool]) -> Answer:
     text = answer.text.decode()
-    schemas = {tool.name: tool.parameters for tool in tools}
-    calls = [
-        {"name": call["name"], "arguments": _with_integers(call["arguments"], schemas[call["name"]])}
-        for call in format.parse(text, list(schemas))
-    ]
     return Answer(
-        calls=calls,
+        calls=read_calls(text, format, tools),
         text=text,
         tokens=list(answer.tokens),
         steps=[_step(s) for s in answer.steps],
@@ -547,6 +568,15 @@ def _answer(answer: _core.Answer, format: Format, tools: Sequence[Tool]) -> Answ
         multiplicity=answer.multiplicity,
         closed=answer.closed,
     )
+
+
+def read_calls(text: str, format: Format, tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """The calls of a text that is legal for the tools, each {"name": ..., "arguments": {...}}."""
+    schemas = {tool.name: tool.parameters for tool in tools}
+    return [
+        {"name": call["name"], "arguments": _with_integers(call["arguments"], schemas[call["name"]])}
+        for call in format.parse(text, list(schemas))
+    ]
 
 
 def _with_integers(value: Any, schema: Any) -> Any:

@@ -47,6 +47,10 @@ class BudgetExceeded(ToolprmError, RuntimeError):
     """A limit was reached: compile states, max_tokens, or KV memory."""
 
 
+class ContextExceeded(BudgetExceeded):
+    """A prompt leaves no room in the model's context."""
+
+
 class MemoryExceeded(BudgetExceeded):
     """A request does not fit into kv_memory, even alone."""
 

@@ -44,9 +44,10 @@ def render(tokenizer: Any, tools: Sequence[Tool], messages: Sequence[Message], f
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:
-        return _plain(tools, messages, format), False
-    knows_tools = "tools" in (template if isinstance(template, str) else " ".join(map(str, template.values())))
-    given = list(messages)
+        return _plain(tools, _with_calls(messages, format), format), False
+    source = template if isinstance(template, str) else " ".join(map(str, template.values()))
+    knows_tools = "tools" in source
+    given = list(messages) if "tool_calls" in source else _with_calls(messages, format)
     options: dict[str, Any] = {}
     if knows_tools:
         options["tools"] = [tool.to_openai() for tool in tools] or None
@@ -77,6 +78,28 @@ def _with_instructions(messages: list[Message], text: str) -> list[Message]:
         merged = {**first, "content": f"{text}\n{first['content']}"}
         return [merged, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
+
+
+def _with_calls(messages: Sequence[Message], format: Format) -> list[Message]:
+    """Calls of earlier turns as their text, for a template that would leave them out."""
+    return [_with_calls_of(message, format) if message.get("tool_calls") else message for message in messages]
+
+
+def _with_calls_of(message: Message, format: Format) -> Message:
+    try:
+        calls = [_call(one.get("function", one)) for one in message["tool_calls"]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"a message's tool_calls cannot be read: {error!r}") from error
+    content = message.get("content")
+    if content and not isinstance(content, str):
+        raise RequestError("the chat template has no place for tool_calls beside a list of content parts")
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**rest, "content": "\n".join([*([content] if content else []), format.render(calls)])}
+
+
+def _call(function: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = function.get("arguments") or {}
+    return {"name": function["name"], "arguments": json.loads(arguments) if isinstance(arguments, str) else arguments}
 
 
 def _plain(tools: Sequence[Tool], messages: Sequence[Message], format: Format) -> str:

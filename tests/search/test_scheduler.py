@@ -161,6 +161,20 @@ def test_a_stream_gives_the_steps_and_then_the_answer(strategy: str, prm: Any) -
         assert [s.score for s in steps] == [s.score for s in decoded.steps]
 
 
+def test_a_submitted_request_tells_its_steps_whatever_its_listener_does(caplog: pytest.LogCaptureFixture) -> None:
+    one = decoder(reward())
+    told: list[Step] = []
+
+    def listen(steps: list[Step]) -> None:
+        told.extend(steps)
+        raise ValueError("not my day")
+
+    decoded = one.submit(Request(TOOLS, PROMPT, QUICK), listen).result()
+    assert told == decoded.steps
+    assert "not my day" in caplog.text
+    assert plain(decoded) == plain(one.decode(TOOLS, PROMPT, QUICK))
+
+
 def test_steps_come_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     one = decoder()
     after = threading.Event()

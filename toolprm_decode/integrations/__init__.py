@@ -1,0 +1,1 @@
+"""What brings the decoder to others: an OpenAI-compatible server."""
