@@ -146,6 +146,7 @@ void bind_grammar(py::module_ &m) {
           }),
           py::arg("tokens"), py::arg("stop_ids"), py::arg("tokenize") = py::none())
       .def("__len__", &Vocabulary::size)
+      .def("prepare", [](const Vocabulary &v, const std::shared_ptr<Dfa> &dfa) { v.prepare(dfa); })
       .def_property_readonly("words", &Vocabulary::words)
       .def_property_readonly("stop_ids", &Vocabulary::stop_ids)
       .def("token",

@@ -9,6 +9,10 @@
 
 namespace toolprm {
 
+namespace {
+constexpr std::size_t kBroadState = 40; // bytes
+}
+
 const char *step_kind_name(StepKind kind) {
   switch (kind) {
   case StepKind::kFuncName:
@@ -66,6 +70,13 @@ Dfa::Dfa(std::span<const std::int32_t> transitions, std::span<const std::uint8_t
   eager_.resize(n);
   for (std::size_t s = 0; s < n; ++s)
     eager_[s] = accepting_[s] && allowed_[s].none() && !by_digit[s];
+
+  broad_.resize(n);
+  for (std::size_t s = 0; s < n; ++s) {
+    const std::size_t count = allowed_[s].count();
+    const auto after = count == 1 ? transitions[s * 256 + allowed_[s]._Find_first()] : -1;
+    broad_[s] = count > kBroadState || (after >= 0 && allowed_[static_cast<std::size_t>(after)].count() > kBroadState);
+  }
 
   // Fewest bytes to an accepting state, backwards from all of them at once.
   std::vector<std::vector<std::int32_t>> into(n);

@@ -11,22 +11,12 @@ namespace {
 
 constexpr std::size_t kFewTokens = 128; // masks with at most this many tokens are kept as ids
 constexpr std::size_t kFewBytes = 24;   // so many bytes are looked up one by one, more are looked for among the edges
-constexpr std::size_t kBroadState = 40; // scalar states with more next bytes use the vocabulary's own masks
 
 std::uint32_t count_of(const MaskWords &words) {
   std::uint32_t count = 0;
   for (std::int32_t w : words)
     count += static_cast<std::uint32_t>(std::popcount(static_cast<std::uint32_t>(w)));
   return count;
-}
-
-// Many bytes can be read in the state or right after the only byte that can: a walk would see much of the vocabulary.
-bool is_broad(const Dfa &dfa, std::int32_t state) {
-  const auto &bytes = dfa.allowed(state);
-  const std::size_t count = bytes.count();
-  return count > kBroadState ||
-         (count == 1 &&
-          dfa.allowed(dfa.next(state, static_cast<std::uint8_t>(bytes._Find_first()))).count() > kBroadState);
 }
 
 } // namespace
@@ -109,7 +99,7 @@ private:
     switch (in.op) {
     case Op::kScalar: {
       const auto &dfa = program_.dfas[static_cast<std::size_t>(in.a)];
-      if (!is_broad(*dfa, state))
+      if (!dfa->broad(state))
         break;
       std::vector<Live> after; // what may follow the scalar
       pool_.close(c.ip + 1, c.stack, 0, -1, nullptr, after);
@@ -120,7 +110,7 @@ private:
     }
     case Op::kRepeat: {
       const RepeatSpec &spec = program_.repeats[static_cast<std::size_t>(in.a)];
-      if (spec.end < 0 || !is_broad(*spec.unit, state))
+      if (spec.end < 0 || !spec.unit->broad(state))
         break;
       std::vector<Live> after;
       pool_.close(c.ip + 2, c.stack, 0, -1, nullptr, after);
@@ -132,7 +122,7 @@ private:
     }
     case Op::kOtherKey: {
       const ObjectSpec &spec = program_.objects[static_cast<std::size_t>(in.a)];
-      if (!is_broad(*spec.other_key, state))
+      if (!spec.other_key->broad(state))
         break;
       // Of several kinds of keys those are left out whose value cannot be completed, or not shortly enough.
       if (!spec.other_rest.empty() && (too_deep(c.stack) || std::find(spec.other_rest.begin(), spec.other_rest.end(),

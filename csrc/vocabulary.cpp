@@ -237,6 +237,12 @@ std::shared_ptr<const ScalarMask> Vocabulary::scalar_mask(const std::shared_ptr<
   });
 }
 
+void Vocabulary::prepare(const std::shared_ptr<const Dfa> &dfa) const {
+  for (std::size_t s = 0; s < dfa->states(); ++s)
+    if (const auto state = static_cast<std::int32_t>(s); dfa->broad(state))
+      scalar_mask(dfa, state);
+}
+
 std::shared_ptr<const ScalarMask> Vocabulary::repeat_mask(const std::shared_ptr<const Dfa> &unit, std::uint8_t end,
                                                           std::int32_t state, std::uint32_t least,
                                                           std::uint32_t most) const {

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-
 from toolprm_decode.grammar import CallGrammar, Matcher
 
 from .cases import COUNTED, FORMATS, PARAMETERS, small_tokenizer, tool

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from toolprm_decode.benchmark.engines import ENGINES, LLGuidance, OutlinesCore, Ours, XGrammar
+from toolprm_decode.benchmark.engines import ENGINES, LLGuidance, Ours, OutlinesCore, XGrammar
 from toolprm_decode.errors import RequestError, ToolprmError
 from toolprm_decode.machine import describe_machine, package_versions
 from toolprm_decode.tools import Tool, read_tools
@@ -82,8 +82,19 @@ def _case(entry: dict[str, Any], tokenizer: Any) -> Case | None:
     for test in entry["tests"]:
         if test["valid"] and isinstance(test["data"], dict) and set(test["data"]) <= set(order):
             text = json.dumps({key: test["data"][key] for key in order if key in test["data"]}, ensure_ascii=False)
-            return Case(entry["schema"], text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+            return Case(_closed(entry["schema"]), text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
     return None
+
+
+def _closed(schema: Any) -> Any:
+    """The schema whose objects take no other members than they declare, as those of tools do."""
+    if isinstance(schema, list):
+        return [_closed(member) for member in schema]
+    if not isinstance(schema, dict):
+        return schema
+    own = {key: value if key in ("enum", "const", "default") else _closed(value) for key, value in schema.items()}
+    is_schema = isinstance(schema.get("properties"), dict) and "type" in schema
+    return {"additionalProperties": False, **own} if is_schema else own
 
 
 def accepts(engine: Engine, case: Case) -> bool:
@@ -295,9 +306,7 @@ def measure(settings: MaskSettings, data: Path, tokenizer: Any, tokenizer_path: 
             runs = [in_process(kind.name, "first", folder, tokenizer_path, 1) for _ in range(3)]
             figures[kind.name]["process"] = {name: min(run[name] for run in runs) for name in runs[0]}
             report(f"{kind.name}: memory", number / len(engines))
-            figures[kind.name]["memory"] = in_process(
-                kind.name, "memory", folder, tokenizer_path, settings.memory_sets
-            )
+            figures[kind.name]["memory"] = in_process(kind.name, "memory", folder, tokenizer_path, settings.memory_sets)
     return {
         "ratios": ratios(figures),
         "targets": TARGETS,

@@ -117,7 +117,7 @@ def print_masks(record: dict[str, Any]) -> None:
     console.print(table)
 
     names = list(record["engines"])
-    rows = [("schemas", ("schemas",))]
+    rows: list[tuple[str, tuple[str, ...]]] = [("schemas", ("schemas",))]
     for key, text in (("compile", "compile"), ("first_pass", "first pass"), ("warm", "seen before")):
         rows += [(f"{text}, us: {what}", (key, what)) for what in ("mean", "median", "p90", "p99", "max")]
     rows += [("accept, us: median", ("accept", "median")), ("fork, us: median", ("fork", "median"))]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from toolprm_decode.errors import BudgetExceeded, RequestError, ToolSchemaError
 from toolprm_decode.grammar.call_grammar import CallGrammar
-from toolprm_decode.grammar.schema import Impossible
+from toolprm_decode.grammar.automata import Impossible
 from toolprm_decode.machine import package_versions
 
 _STOP = "<|end|>"

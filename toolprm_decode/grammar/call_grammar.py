@@ -56,9 +56,7 @@ def _steps(core: Sequence[_core.Step]) -> list[Step]:
 Matcher = _core.Matcher
 
 
-def fill_masks(
-    matchers: Sequence[Matcher], rows: npt.NDArray[np.int32], *, threads: int | None = None
-) -> None:
+def fill_masks(matchers: Sequence[Matcher], rows: npt.NDArray[np.int32], *, threads: int | None = None) -> None:
     """Writes the legal tokens of several matchers, those of each as Matcher.fill_mask() does.
 
     Args:

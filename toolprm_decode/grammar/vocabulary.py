@@ -13,6 +13,8 @@ from typing import Any
 
 from toolprm_decode import _core
 from toolprm_decode.errors import TokenizerError
+from toolprm_decode.grammar import scalars
+from toolprm_decode.grammar.automata import regex_dfa
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +159,10 @@ def _compile(tokenizer: Any, stops: list[int]) -> _core.Vocabulary:
     outside = [i for i in stops if not 0 <= i < len(tokens)]
     if outside or not stops:
         raise TokenizerError(f"stop ids {outside or stops} do not name tokens of the vocabulary of {len(tokens)}")
-    return _core.Vocabulary(tokens, stops, _text_tokenizer(tokenizer))
+    vocabulary = _core.Vocabulary(tokens, stops, _text_tokenizer(tokenizer))
+    for regex in (scalars.STRING, scalars.number(), scalars.integer()):  # what nearly every schema has in it
+        vocabulary.prepare(regex_dfa(regex))
+    return vocabulary
 
 
 def _default_stop_ids(tokenizer: Any) -> list[int]:

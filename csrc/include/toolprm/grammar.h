@@ -54,6 +54,9 @@ public:
   bool eager(std::int32_t state) const { return eager_[static_cast<std::size_t>(state)]; }
   std::uint32_t distance(std::int32_t state) const { return distance_[static_cast<std::size_t>(state)]; }
   const std::bitset<256> &allowed(std::int32_t state) const { return allowed_[static_cast<std::size_t>(state)]; }
+  // Many bytes can be read in the state, or after the only one that can: a walk would see much of a vocabulary, whose
+  // own masks are used instead.
+  bool broad(std::int32_t state) const { return broad_[static_cast<std::size_t>(state)]; }
   std::size_t states() const { return accepting_.size(); }
   // Some state leads back to the start.
   bool returns() const { return returns_; }
@@ -62,7 +65,7 @@ private:
   std::array<std::uint16_t, 256> class_of_{};
   std::size_t classes_ = 0;
   std::vector<std::int32_t> next_;
-  std::vector<std::uint8_t> accepting_, eager_;
+  std::vector<std::uint8_t> accepting_, eager_, broad_;
   std::vector<std::uint32_t> distance_;
   std::vector<std::bitset<256>> allowed_;
   bool returns_ = false;

@@ -125,6 +125,8 @@ public:
 
   // Of the texts that an automaton accepts. Computed once a (automaton, state), as long as there is room for it.
   std::shared_ptr<const ScalarMask> scalar_mask(const std::shared_ptr<const Dfa> &dfa, std::int32_t state) const;
+  // Computes the masks of all broad states ahead: those of free strings, which nearly every grammar asks for.
+  void prepare(const std::shared_ptr<const Dfa> &dfa) const;
   // Of least to most more repetitions of a unit and then a byte that cannot begin one: the characters of a string and
   // its quote. state: of the unit that is being read; it counts once it is over. Computed once, as the above.
   std::shared_ptr<const ScalarMask> repeat_mask(const std::shared_ptr<const Dfa> &unit, std::uint8_t end,
