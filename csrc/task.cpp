@@ -71,6 +71,12 @@ std::string decisions(const Prefix &prefix) {
   return out;
 }
 
+// A bound of closing_tokens() from below that costs nothing: a schema may ask for a string of millions.
+std::size_t least_closing_tokens(const Matcher &matcher) {
+  const std::size_t longest = std::max<std::size_t>(1, matcher.vocabulary().longest());
+  return (matcher.closing_bytes() + longest - 1) / longest;
+}
+
 std::size_t closing_tokens(const Matcher &matcher) { return matcher.vocabulary().tokenize(matcher.closing()).size(); }
 
 void add_steps(Prefix &prefix, std::vector<Step> &steps) {
@@ -115,10 +121,14 @@ Search::Task::Task(Request r, std::int64_t number)
 
 void Search::Task::begin() {
   Prefix root(request.matcher);
-  const std::size_t needed = root.matcher.token_count() + closing_tokens(root.matcher);
-  if (needed > static_cast<std::size_t>(options().max_tokens))
-    throw BudgetError("max_tokens is " + std::to_string(options().max_tokens) +
-                      ", but the shortest legal answer needs " + std::to_string(needed));
+  const auto check = [&](std::size_t needed, const char *words) {
+    if (root.matcher.token_count() + needed > static_cast<std::size_t>(options().max_tokens))
+      throw BudgetError("max_tokens is " + std::to_string(options().max_tokens) +
+                        ", but the shortest legal answer needs " + words +
+                        std::to_string(root.matcher.token_count() + needed));
+  };
+  check(least_closing_tokens(root.matcher), "at least ");
+  check(closing_tokens(root.matcher), "");
   root.pending.push_back(request.prompt.back());
   run_forced(root);
   std::vector<std::uint32_t> seats(options().independent ? static_cast<std::size_t>(options().beams) : 1);
@@ -185,7 +195,8 @@ bool Search::Task::can_close(const Matcher &matcher) const {
   if (room < 0)
     return false;
   return matcher.closing_bytes() <= static_cast<std::uint64_t>(room) ||
-         closing_tokens(matcher) <= static_cast<std::size_t>(room);
+         (least_closing_tokens(matcher) <= static_cast<std::size_t>(room) &&
+          closing_tokens(matcher) <= static_cast<std::size_t>(room));
 }
 
 // Writes tokens, unless the answer could then not be completed within max_tokens any more.

@@ -211,7 +211,7 @@ private:
   }
 
   void commit(Side side) {
-    if (s_.rarely(32)) {
+    if (s_.rarely(32) || (side == Side::kPolicy && stuck_)) {
       search_.fail(side, std::make_exception_ptr(BudgetError("the model failed")));
       return;
     }
@@ -251,6 +251,7 @@ private:
     logprobs_.assign(plan.uniforms.size(), 0);
     perturbed_.assign(plan.uniforms.size(), {});
     std::size_t at = 0;
+    stuck_ = false;
     for (std::size_t i = 0; i < read.size(); ++i) {
       const auto draws = static_cast<std::size_t>(plan.draws[i]);
       std::vector<float> whole;
@@ -262,7 +263,9 @@ private:
       const Logits logits =
           i >= static_cast<std::size_t>(plan.full_outputs) ? Logits{some, plan.few_ids} : Logits{whole};
       const Mask &mask = *plan.masks.at(static_cast<std::size_t>(plan.mask_index[i]));
-      REQUIRE(mask.count > 0);
+      stuck_ = stuck_ || mask.count == 0;
+      if (stuck_)
+        return;
       const auto uniforms = std::span(plan.uniforms).subspan(at, draws);
       if (plan.sampling[i] == Sampling::kLikeliest)
         likeliest(logits, mask, draws, tokens_.data() + at, logprobs_.data() + at);
@@ -316,6 +319,7 @@ private:
   std::map<std::int64_t, Known> requests_;
   std::array<Memory, 2> memory_;
   std::array<bool, 2> open_{};
+  bool stuck_ = false; // the vocabulary lacks a byte that has to follow: there is nothing to draw
   Ids tokens_;
   std::vector<double> logprobs_, scores_;
   std::vector<Perturbed> perturbed_;

@@ -827,6 +827,10 @@ void short_budgets_are_closed() {
   const auto long_text = b.build(b.sequence({b.literal("abnsabnsabns"), b.stop()}), false);
   request.matcher = Matcher(long_text, call_vocabulary());
   CHECK_THROWS(search.add(request), BudgetError);
+  // A text of millions is refused without being written.
+  const auto endless = b.build(b.sequence({b.repeat(strings_dfa({"a"}), 5'000'000, kUnbounded), b.stop()}), false);
+  request.matcher = Matcher(endless, call_vocabulary());
+  CHECK_THROWS(search.add(request), BudgetError);
   // What the matcher has read already counts.
   request.matcher = Matcher(grammar, call_vocabulary());
   CHECK(request.matcher.accept_bytes("["));
