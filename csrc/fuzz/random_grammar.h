@@ -152,7 +152,10 @@ private:
       }
       if (s_.below(2)) {
         object.other_key = s_.below(2) ? dfa(s_.rarely(32)) : quoted();
-        object.other_value = node(depth - 1);
+        if (s_.rarely(4)) // of several kinds, by the state that the key ends in
+          several_kinds(object, depth);
+        else
+          object.other_value = node(depth - 1);
       }
       object.min = s_.below(2) ? 0 : count();
       object.max = most(object.min);
@@ -161,7 +164,7 @@ private:
       for (const auto &property : object.properties)
         told += " '" + property.spellings[0] + (property.required ? "'! " : "' ") + std::to_string(property.value);
       if (object.other_key)
-        told += " other" + show(*object.other_key) + " " + std::to_string(object.other_value);
+        told += " other" + show(*object.other_key) + " " + std::to_string(object.other_value) + list(object.other_values);
       const auto [open, separator, close] = std::tuple(object.open, object.separator, object.close);
       const auto [min, max] = std::pair(object.min, object.max);
       return trace(b_.object(std::move(object)), "object %d %d %d, %u..%u:%s", open, separator, close, min, max,
@@ -190,6 +193,15 @@ private:
         return rule;
       return trace(b_.sequence({b_.literal("<"), rule}), "< and rule %d", rule); // most recursion reads a byte first
     }
+  }
+
+  void several_kinds(toolprm::GrammarBuilder::Object &object, int depth) {
+    object.other_values = nodes(1, 3, depth - 1);
+    for (std::size_t state = 0; state < object.other_key->states(); ++state)
+      object.other_kinds.push_back(object.other_key->accepting(static_cast<std::int32_t>(state))
+                                       ? static_cast<std::int32_t>(s_.below(object.other_values.size()))
+                                       : -1);
+    object.properties.clear(); // the automaton would have to leave their keys out
   }
 
   static std::shared_ptr<const toolprm::Dfa> quoted() {
