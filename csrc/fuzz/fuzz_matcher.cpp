@@ -34,8 +34,8 @@ void check_mask(const Matcher &m) {
   const Vocabulary &vocabulary = m.vocabulary();
   const auto mask = m.mask();
   std::vector<std::int32_t> row(vocabulary.words() + 1, 0x55555555);
-  m.fill_mask(row.data());
-  REQUIRE(row.back() == 0x55555555);
+  m.fill_mask(row);
+  REQUIRE(row.back() == 0);
   std::uint32_t count = 0;
   for (std::size_t i = 0; i < vocabulary.words() * 32; ++i) {
     const auto token = static_cast<TokenId>(i);
@@ -52,6 +52,8 @@ void check_mask(const Matcher &m) {
     REQUIRE(fork.state() == m.state() && fork.text_bytes() == m.text_bytes() && !fork.is_stopped());
   }
   REQUIRE(mask->count == count);
+  const std::vector<TokenId> plain = m.plain_mask();
+  REQUIRE(plain.size() == count && std::all_of(plain.begin(), plain.end(), [&](TokenId t) { return mask->legal(t); }));
 }
 
 void check_next_bytes(const Matcher &m) {

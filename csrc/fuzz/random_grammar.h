@@ -164,7 +164,8 @@ private:
       for (const auto &property : object.properties)
         told += " '" + property.spellings[0] + (property.required ? "'! " : "' ") + std::to_string(property.value);
       if (object.other_key)
-        told += " other" + show(*object.other_key) + " " + std::to_string(object.other_value) + list(object.other_values);
+        told +=
+            " other" + show(*object.other_key) + " " + std::to_string(object.other_value) + list(object.other_values);
       const auto [open, separator, close] = std::tuple(object.open, object.separator, object.close);
       const auto [min, max] = std::pair(object.min, object.max);
       return trace(b_.object(std::move(object)), "object %d %d %d, %u..%u:%s", open, separator, close, min, max,
@@ -258,6 +259,13 @@ inline std::shared_ptr<const toolprm::Vocabulary> random_vocabulary(Source &sour
       tokens.emplace_back(1, c);
   for (std::size_t n = source.below(32); n > 0; --n)
     tokens.push_back(source.text(kAlphabet, source.rarely(8) ? 0 : 2, 5));
+  if (source.rarely(4)) // so many tokens that the masks of free strings are kept as words, and shared
+    for (unsigned b = 0; b < 256; ++b) {
+      tokens.emplace_back(1, static_cast<char>(b));
+      if (b % 16 == 1)
+        for (char c : kAlphabet)
+          tokens.push_back({static_cast<char>(b), c, '"'});
+    }
   std::vector<toolprm::TokenId> stops{0};
   if (source.rarely(4))
     stops.push_back(static_cast<toolprm::TokenId>(tokens.size() - 1));
