@@ -306,6 +306,9 @@ raise BudgetExceeded where a schema's alternatives overlap so much that reading 
             return self.finish(&steps) ? Steps(std::move(steps)) : std::nullopt;
           },
           released)
+      .def_property_readonly(
+          "mask_nodes", [](const Matcher &self) { return self.mask()->nodes; },
+          "How many nodes of tries were visited to find the mask.")
       .def("plain_mask", [](const Matcher &self) { return to_array(self.plain_mask()); })
       .def("forced_bytes", [](const Matcher &self) { return py::bytes(self.forced_bytes()); })
       .def("closing", [](const Matcher &self) { return py::bytes(self.closing()); })

@@ -35,6 +35,7 @@ public:
       ids_.insert(ids_.end(), vocabulary_.stop_ids().begin(), vocabulary_.stop_ids().end());
 
     auto mask = std::make_shared<Mask>();
+    mask->nodes = nodes_;
     std::sort(ids_.begin(), ids_.end());
     ids_.erase(std::unique(ids_.begin(), ids_.end()), ids_.end());
     if (!own_ && base_) {
@@ -170,6 +171,7 @@ private:
         words[w] |= theirs[w];
     }
     ids_.insert(ids_.end(), other.ids_.begin(), other.ids_.end());
+    nodes_ += other.nodes_;
   }
 
   // Takes out all tokens that write a declared key from a place in its trie: they are not for a key of any other name.
@@ -276,6 +278,7 @@ private:
   }
 
   void emit(const TokenTrie &trie, std::uint32_t node) {
+    ++nodes_;
     for (TokenId id : trie.tokens(node))
       ids_.push_back(id);
   }
@@ -316,6 +319,7 @@ private:
   const Vocabulary &vocabulary_;
   std::shared_ptr<const ScalarMask> base_; // shared words, as long as there are no others
   std::shared_ptr<MaskWords> own_;
+  std::uint32_t nodes_ = 0;
   std::vector<TokenId> ids_; // further tokens, twice perhaps
   std::vector<Live> live_;   // one run of configurations a level of the walk
 };

@@ -1,5 +1,6 @@
 // Matchers of random grammars: in every state that a random walk comes to, the mask is what accepting each token says,
 // what is forced or closes the text is legal, and forks and rollbacks lead back to where they came from.
+#include <algorithm>
 #include <set>
 
 #include "random_grammar.h"

@@ -32,6 +32,8 @@ struct Mask {
   std::vector<TokenId> few;
   // Number of legal tokens.
   std::uint32_t count = 0;
+  // Nodes of tries that were visited to find them.
+  std::uint32_t nodes = 0;
 
   bool legal(TokenId token) const {
     return std::binary_search(few.begin(), few.end(), token) || (words && has_bit(*words, token));
