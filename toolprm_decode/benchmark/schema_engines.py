@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from toolprm_decode.errors import BudgetExceeded, RequestError, ToolSchemaError
-from toolprm_decode.grammar.call_grammar import CallGrammar
 from toolprm_decode.grammar.automata import Impossible
+from toolprm_decode.grammar.call_grammar import CallGrammar
 from toolprm_decode.machine import package_versions
 
 _STOP = "<|end|>"
