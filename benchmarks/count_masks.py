@@ -7,8 +7,8 @@ instructions.
 
 Walks along the texts of `toolprm benchmark masks`. Without an argument it prints, for each kind of state, how many
 nodes were visited to find its mask and how many the plain walk over the vocabulary visits. With one it only asks for
-the masks, each for the first time or all of them once more, and says how many they were: callgrind's count over that is the
-instructions of a mask. Needs $TOOLPRM_DATA.
+the masks, each for the first time or all of them once more, and says how many they were: callgrind's count over that is
+the instructions of a mask. Needs $TOOLPRM_DATA.
 """
 
 from __future__ import annotations
