@@ -726,6 +726,23 @@ const State *StatePool::initial() {
   return intern(configs);
 }
 
+const State *StatePool::cheapest(const State &state) {
+  if (state.configs.size() <= 1)
+    return &state;
+  // All of them: one that may go on or be over costs as much as what comes after it, and only the latter reads that.
+  std::vector<Config> best;
+  std::uint32_t least = kInfinite;
+  for (const Config &c : state.configs) {
+    const std::uint32_t own = cost(c);
+    if (own < least)
+      best.clear();
+    if (own <= least)
+      best.push_back(c);
+    least = std::min(least, own);
+  }
+  return intern(best);
+}
+
 const State *StatePool::advance(const State &state, std::uint8_t byte) {
   std::vector<Live> out;
   for (const Config &c : state.configs)

@@ -212,6 +212,8 @@ public:
   // Fewest bytes to a complete text.
   std::uint32_t cost(const Config &config);
   std::uint32_t cost(const State &state);
+  // The state with no other configurations than those that complete the text with the fewest bytes.
+  const State *cheapest(const State &state);
   const State *advance(const State &state, std::uint8_t byte);
 
   // The legal tokens; kept with the state.

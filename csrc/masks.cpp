@@ -9,8 +9,9 @@ namespace toolprm {
 
 namespace {
 
-constexpr std::size_t kFewTokens = 128; // masks with at most this many tokens are kept as ids
-constexpr std::size_t kFewBytes = 24;   // so many bytes are looked up one by one, more are looked for among the edges
+constexpr std::size_t kFewTokens = 128;           // masks with at most this many tokens are kept as ids
+constexpr std::size_t kMostReadings = 50'000'000; // seconds; a few for each node of a large vocabulary are a million
+constexpr std::size_t kFewBytes = 24; // so many bytes are looked up one by one, more are looked for among the edges
 
 std::uint32_t count_of(const MaskWords &words) {
   std::uint32_t count = 0;
@@ -259,6 +260,10 @@ private:
 
   void visit(const TokenTrie &trie, std::uint32_t child, std::uint8_t byte, std::size_t begin, std::size_t end) {
     live_.resize(end);
+    readings_ += end - begin;
+    if (readings_ > kMostReadings)
+      throw BudgetError("a mask takes more than " + std::to_string(kMostReadings) +
+                        " readings of bytes: the alternatives of the schema overlap too much");
     for (std::size_t i = begin; i < end; ++i) {
       const Live now = live_[i]; // a copy: reading adds to live_
       pool_.read(now.config, -1, byte, 0, nullptr, live_);
@@ -320,6 +325,7 @@ private:
   std::shared_ptr<const ScalarMask> base_; // shared words, as long as there are no others
   std::shared_ptr<MaskWords> own_;
   std::uint32_t nodes_ = 0;
+  std::size_t readings_ = 0;
   std::vector<TokenId> ids_; // further tokens, twice perhaps
   std::vector<Live> live_;   // one run of configurations a level of the walk
 };

@@ -57,7 +57,8 @@ Matcher::Matcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const V
 namespace {
 
 constexpr std::size_t kTriedBytes = 16;
-constexpr std::size_t kMasksAThread = 16; // to start a thread takes about as long as so many masks
+constexpr std::size_t kForcedReadings = 32; // for each byte of a forced run, on average
+constexpr std::size_t kMasksAThread = 16;   // to start a thread takes about as long as so many masks
 
 // The key of the member that a step's text ends with; the text begins right after the step before. value: where the
 // member's value begins.
@@ -262,7 +263,8 @@ void Matcher::fill_mask(std::span<std::int32_t> row) const { mask()->write(row);
 std::string Matcher::forced_bytes(std::size_t limit) const {
   std::string out;
   const State *state = node_->state;
-  while (out.size() < limit) {
+  // Where the run can be read in many ways at once it is cut where that becomes much work.
+  for (std::size_t work = 0; out.size() < limit && work < kForcedReadings * limit; work += state->configs.size()) {
     std::bitset<256> bytes;
     if (pool().allowed(*state, bytes) || bytes.count() != 1)
       break;
@@ -337,6 +339,7 @@ std::string Matcher::closing() const {
     return out;
   const State *state = node_->state;
   while (!pool().complete(*state)) {
+    state = pool().cheapest(*state); // other ways to read the text are not followed
     std::uint32_t cost = pool().cost(*state);
     std::bitset<256> bytes;
     pool().allowed(*state, bytes);
