@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -262,6 +263,7 @@ class _UnknownType(Exception):
     """Carries the part of a type expression that is not understood."""
 
 
+@lru_cache(maxsize=4096)
 def _parse_type(text: str) -> _Type:
     """Parses "str", "List[int]", "list(str)", "Dict[str, int]", "Union[int, float]", "str, optional" and their like."""
     if len(text) > _MAX_TYPE_LENGTH:
@@ -387,6 +389,8 @@ _SCHEMAS = (
     "then",
     "else",
 )
+_WITH_SCHEMAS = (*_MAPS_OF_SCHEMAS, *_LISTS_OF_SCHEMAS, *_SCHEMAS)
+_ANY_WITH_SCHEMAS = frozenset(_WITH_SCHEMAS)
 # Branches speak of a value that is described around them, so what they leave unsaid must stay unsaid.
 _BRANCHES = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies"})
 _TESTS = frozenset({"not", "if", "then", "else", "dependentSchemas", "dependencies"})
@@ -508,7 +512,7 @@ class _Reader:
         _read_exclusive_bounds(node)
         if "enum" in node and (not isinstance(node["enum"], list) or not node["enum"]):
             self.fail("enum must be a list with at least one value", pointer, "enum")
-        for keyword in _MAPS_OF_SCHEMAS + _LISTS_OF_SCHEMAS + _SCHEMAS:
+        for keyword in () if _ANY_WITH_SCHEMAS.isdisjoint(node) else _WITH_SCHEMAS:
             if keyword in node:
                 inside_branch = branch or keyword in _BRANCHES
                 self.inside(node, keyword, pointer, depth, branch=inside_branch, test=test or keyword in _TESTS)
@@ -628,17 +632,18 @@ class _Reader:
             if not math.isfinite(value):
                 self.fail(f"JSON has no {float(value)!r}", pointer)
             return float(value)
-        if not isinstance(value, (Mapping, list, tuple)):
+        if not isinstance(value, (dict, list, tuple, Mapping)):
             self.fail(f"{_kind(value)} cannot be written as JSON", pointer)
         if depth >= _MAX_JSON_DEPTH:
             self.fail(f"the schema is nested deeper than {MAX_DEPTH} levels", pointer)
-        if isinstance(value, Mapping):
+        if isinstance(value, (dict, Mapping)):  # dict first: to ask an abstract class takes ten times as long
             copied: dict[str, Any] = {}
             for key, one in value.items():
                 if not isinstance(key, str):
                     self.fail(f"the key {key!r} is not a string", pointer)
                 self.check_text(key, pointer, "a key")
-                copied[str.__str__(key)] = self.copy(one, _join(pointer, key), depth + 1)
+                plain = type(one) is str and one.isascii()  # most are, and need no pointer to be told by
+                copied[str.__str__(key)] = one if plain else self.copy(one, _join(pointer, key), depth + 1)
             return copied
         listed: list[Any] = []
         for index, one in enumerate(value):
@@ -728,7 +733,10 @@ def _suggestion(word: str, known: Any) -> str:
 
 
 def _join(pointer: str, part: str | int) -> str:
-    return f"{pointer}/{str(part).replace('~', '~0').replace('/', '~1')}"
+    text = str(part)
+    if "~" in text or "/" in text:
+        text = text.replace("~", "~0").replace("/", "~1")
+    return f"{pointer}/{text}"
 
 
 def _kind(value: Any) -> str:
