@@ -42,7 +42,7 @@ Style = Literal["json", "python"]
 
 MAX_DEPTH = 200  # nested schemas; beyond it Python's own stack is at risk
 MAX_DISJOINT = 500  # alternatives of a oneOf: each is compared with each
-MAX_WORK = 20_000  # schemas read for one root, those that conjunctions and negations make among them
+MAX_WORK = 4_000  # schemas that conjunctions and negations make, beyond those of the root itself
 MAX_ALTERNATIVES = 2_000  # options of one union, those of unions inside it among them
 
 
@@ -101,7 +101,7 @@ class SchemaCompiler:
         self._localised = isinstance(root, dict) and needs_localising(root)
         self.root: Schema = localised(root) if self._localised and isinstance(root, dict) else root
         self._given = root
-        self._work = 0
+        self._work, self._most_work = 0, MAX_WORK + _size(root)
         self._flattening: set[int] = set()
         self._objects = ObjectReader(self)
         self._rules: dict[tuple[str, bool], int] = {}
@@ -140,8 +140,8 @@ class SchemaCompiler:
 
     def _read(self, schema: Schema, pointer: str, arguments: bool) -> list[int]:
         self._work += 1
-        if self._work > MAX_WORK:
-            message = f"alternatives, conjunctions and negations make more than {MAX_WORK} schemas"
+        if self._work > self._most_work:
+            message = f"alternatives, conjunctions and negations make more than {MAX_WORK} schemas of it"
             raise BudgetExceeded(str(ToolSchemaError(message, tool=self.tool, pointer=pointer)))
         if schema is True or schema == {}:
             return [self.any_object(arguments=True), *self._any_others()] if arguments else [self.any_value()]
@@ -309,6 +309,7 @@ class SchemaCompiler:
                 self.fail(at, None, f"a schema must be an object or a boolean, not {member!r:.60}")
         if word == "oneOf" and len(members) > 1:
             members, base = self._exclusive(members, base, pointer), {}
+        self._check_count(members, word, pointer)
         options: list[int] = []
         impossible: Impossible | None = None
         for index, member in enumerate(members):
@@ -327,7 +328,7 @@ class SchemaCompiler:
             raise impossible or Impossible("no alternative is possible", tool=self.tool, pointer=pointer, keyword=word)
         return list(dict.fromkeys(options))  # the same reference twice is one way to read a text, not two
 
-    def _check_count(self, options: Sequence[int], word: str, pointer: str) -> None:
+    def _check_count(self, options: Sequence[Any], word: str, pointer: str) -> None:
         if len(options) > MAX_ALTERNATIVES:
             raise self.over_budget(f"more than {MAX_ALTERNATIVES} alternatives", word, pointer)
 
@@ -369,7 +370,7 @@ class SchemaCompiler:
         except Impossible:
             return True
         except (ToolSchemaError, BudgetExceeded, _core.BudgetError):
-            if self._work > MAX_WORK:
+            if self._work > self._most_work:
                 raise
         finally:
             self.builder, self._rules, self._impossible, self._any = builder, rules, impossible, any_
@@ -599,6 +600,7 @@ class SchemaCompiler:
                 part = make()
                 fsm = part if fsm is None else intersect(fsm, part)
         assert fsm is not None
+        self._work += 5 * len(unwanted)  # as much time as so many schemas
         for word, text in unwanted:
             with self.scalar_errors(pointer, word):
                 try:
@@ -744,6 +746,22 @@ class _ScalarErrors:
             raise BudgetExceeded(f"{ToolSchemaError(str(error), **where)}") from error
         if isinstance(error, ValueError) and not isinstance(error, ToolSchemaError):
             raise UnsupportedSchemaError(str(error), **where) from error
+
+
+def _size(schema: Any) -> int:
+    """The number of values in a schema, of whatever kind: no fewer than it has subschemas. Shared ones count once."""
+    count, open_, seen = 0, [schema], set[int]()
+    for here in open_:
+        count += 1
+        if isinstance(here, dict | list):
+            if id(here) in seen:
+                continue
+            seen.add(id(here))
+        if isinstance(here, dict):
+            open_.extend(here.values())
+        elif isinstance(here, list):
+            open_.extend(here)
+    return count
 
 
 def _anchored(schema: Any, name: str) -> list[dict[str, Any]]:
