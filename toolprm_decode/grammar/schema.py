@@ -42,7 +42,7 @@ Style = Literal["json", "python"]
 
 MAX_DEPTH = 200  # nested schemas; beyond it Python's own stack is at risk
 MAX_DISJOINT = 500  # alternatives of a oneOf: each is compared with each
-MAX_WORK = 4_000  # schemas that conjunctions and negations make, beyond those of the root itself
+MAX_WORK = 5_000  # schemas that conjunctions and negations make, beyond those of the root itself
 MAX_ALTERNATIVES = 2_000  # options of one union, those of unions inside it among them
 
 
@@ -101,7 +101,8 @@ class SchemaCompiler:
         self._localised = isinstance(root, dict) and needs_localising(root)
         self.root: Schema = localised(root) if self._localised and isinstance(root, dict) else root
         self._given = root
-        self._work, self._most_work = 0, MAX_WORK + _size(root)
+        self._unread, constants = _parts(self.root)
+        self._work, self._most_work = 0, MAX_WORK + constants
         self._flattening: set[int] = set()
         self._objects = ObjectReader(self)
         self._rules: dict[tuple[str, bool], int] = {}
@@ -139,7 +140,10 @@ class SchemaCompiler:
             self._depth -= 1
 
     def _read(self, schema: Schema, pointer: str, arguments: bool) -> list[int]:
-        self._work += 1
+        if id(schema) in self._unread:
+            self._unread.discard(id(schema))
+        else:
+            self._work += 1
         if self._work > self._most_work:
             message = f"alternatives, conjunctions and negations make more than {MAX_WORK} schemas of it"
             raise BudgetExceeded(str(ToolSchemaError(message, tool=self.tool, pointer=pointer)))
@@ -748,20 +752,18 @@ class _ScalarErrors:
             raise UnsupportedSchemaError(str(error), **where) from error
 
 
-def _size(schema: Any) -> int:
-    """The number of values in a schema, of whatever kind: no fewer than it has subschemas. Shared ones count once."""
-    count, open_, seen = 0, [schema], set[int]()
-    for here in open_:
-        count += 1
-        if isinstance(here, dict | list):
-            if id(here) in seen:
-                continue
-            seen.add(id(here))
-        if isinstance(here, dict):
-            open_.extend(here.values())
+def _parts(root: Schema) -> tuple[set[int], int]:
+    """The identities of all objects of a schema, subschemas among them, and the number of values in its constants."""
+    found, constants = set[int](), 0
+    open_: list[tuple[Any, bool]] = [(root, False)]
+    for here, constant in open_:
+        constants += constant
+        if isinstance(here, dict) and id(here) not in found:
+            found.add(id(here))
+            open_.extend((value, constant or word in ("enum", "const")) for word, value in here.items())
         elif isinstance(here, list):
-            open_.extend(here)
-    return count
+            open_.extend((value, constant) for value in here)
+    return found, constants
 
 
 def _anchored(schema: Any, name: str) -> list[dict[str, Any]]:
