@@ -654,7 +654,8 @@ class SchemaCompiler:
         if text.kind == "one of":
             return self.pattern_fsm("|".join(map(_literal, text.value)), anchored=True, escapes=escapes)
         if text.kind == "format":
-            return self.pattern_fsm(_format(text.value) or "", anchored=True, escapes=escapes)
+            regex = _format(text.value, wanted=text.wanted) or ""
+            return self.pattern_fsm(regex, anchored=True, escapes=escapes)
         return self.pattern_fsm(text.value, anchored=False, escapes=escapes)
 
     def string_fsm(self, schema: Schema, pointer: str) -> ByteFSM:
@@ -801,9 +802,11 @@ def _uniting(schema: dict[str, Any], pointer: str) -> tuple[str, str]:
     return "anyOf", pointer
 
 
-def _format(name: Any) -> str | None:
+def _format(name: Any, *, wanted: bool = True) -> str | None:
     """The regex of a format that asks for anything."""
-    return scalars.string_format(name) if isinstance(name, str) and name not in ANNOTATING_FORMATS else None
+    return (
+        scalars.string_format(name, wanted=wanted) if isinstance(name, str) and name not in ANNOTATING_FORMATS else None
+    )
 
 
 def _apart(a: Schema, b: Schema, compiler: SchemaCompiler, depth: int = 0) -> bool:
