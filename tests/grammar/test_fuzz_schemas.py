@@ -210,14 +210,11 @@ def altered(value: Any, rng: random.Random) -> Any:
 
 
 def compiled(schema: Any) -> CallGrammar | type[Impossible] | None:
-    """The grammar; None where the schema is refused in the words of the package, Impossible where it has no value.
-
-    A part that has no value is refused too, even where values without that part are valid.
-    """
+    """The grammar; None where the schema is refused in the words of the package, Impossible where it has no value."""
     try:
         return CallGrammar.for_schema(schema, small_tokenizer(), max_instructions=MAX_INSTRUCTIONS)
-    except Impossible as error:
-        return Impossible if error.pointer == "" else None
+    except Impossible:
+        return Impossible
     except (ToolSchemaError, BudgetExceeded):
         return None
 

@@ -120,6 +120,12 @@ SCHEMAS: dict[str, Any] = {
             "x": {"$id": "part", "$defs": {"b": {"$anchor": "name", "type": "integer"}, "c": {"type": "string"}}},
         },
     },
+    "anchors of a URN": {
+        "$id": "urn:uuid:deadbeef-1234-ff00-00ff-4321feebdaed",
+        "properties": {"a": {"$ref": "urn:uuid:deadbeef-1234-ff00-00ff-4321feebdaed#name"}},
+        "dependencies": {},
+        "definitions": {"x": {"$id": "#name", "type": "integer"}},
+    },
     "a dynamic reference": {
         "$dynamicAnchor": "node",
         "type": ["object", "integer"],
@@ -245,6 +251,48 @@ def test_impossible_properties_are_forbidden_ones() -> None:
     assert not found and counts[True]
     with pytest.raises(ToolSchemaError):
         CallGrammar.for_schema({**schema, "required": ["a"]}, small_tokenizer())
+
+
+IMPOSSIBLE: dict[str, Any] = {
+    "a conjunction": {"allOf": [False]},
+    "a reference": {"$ref": "#/$defs/nothing"},
+    "alternatives": {"anyOf": [False, {"allOf": [False]}]},
+    "a required member": {"type": "object", "properties": {"a": False}, "required": ["a"]},
+    "endless": {"$ref": "#/$defs/endless"},
+}
+ENDLESS = {"type": "object", "properties": {"a": {"$ref": "#/$defs/endless"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_impossible_parts_are_left_out(name: str) -> None:
+    """Where a part has no value, values without it are legal."""
+    nothing = IMPOSSIBLE[name]
+    around: list[Any] = [
+        {"type": "object", "properties": {"a": nothing}},
+        {"type": "object", "properties": {"a": {"type": "object", "properties": {"b": nothing}, "required": ["b"]}}},
+        {"type": "object", "additionalProperties": nothing},
+        {"type": "object", "patternProperties": {"^a": nothing}},
+        {"type": "object", "propertyNames": nothing},
+        {"type": "object", "properties": {"a": {}}, "unevaluatedProperties": nothing},
+        {"dependentSchemas": {"a": nothing}},
+        {"type": "array", "items": nothing},
+        {"type": "array", "prefixItems": [True, nothing]},
+        {"type": "array", "contains": nothing, "minContains": 0},
+        {"anyOf": [nothing, {"type": "integer"}]},
+        {"oneOf": [nothing, {"type": "integer"}]},
+        {"not": nothing},
+        {"if": nothing, "then": False, "else": {"type": "integer"}},
+    ]
+    for schema in around:
+        found, counts = wrong({**schema, "$defs": {"nothing": False, "endless": ENDLESS}})
+        assert not found and counts[True], schema
+    for schema in (
+        {"type": "object", "properties": {"a": nothing}, "required": ["a"]},
+        {"type": "array", "items": nothing, "minItems": 1},
+        {"type": "array", "contains": nothing},
+        {"anyOf": [nothing]},
+    ):
+        assert compiled({**schema, "$defs": {"nothing": False, "endless": ENDLESS}}) is None, schema
 
 
 def test_nullable() -> None:

@@ -278,7 +278,30 @@ def overlapping(depth: int) -> Any:
     return schema
 
 
+def alternating(depth: int) -> Any:
+    """Unions of an object, one that has it as a member, and a third."""
+    schema: Any = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    for _ in range(depth):
+        others = [{"type": "object", "properties": {name: kind}} for name, kind in (("b", schema), ("c", STRING))]
+        schema = {"oneOf": [schema, *others]}
+    return schema
+
+
+def texts(depth: int) -> Any:
+    """Unions inside unions, of strings whose lengths overlap."""
+    schema: Any = {"type": "integer"}
+    for i in range(depth):
+        schema = {"oneOf": [schema, {"maximum": 10 * i}, {"type": "string", "minLength": i}]}
+    return schema
+
+
 EXPLODING |= {
+    "nineteen patterns of keys": {
+        "type": "object",
+        "patternProperties": {f"^.{{{i}}}a": {"minimum": i} for i in range(19)},
+    },
+    "overlapping objects inside each other": alternating(4),
+    "overlapping texts inside each other": texts(9),
     "patterns that sort keys in many ways": {
         "type": "object",
         "patternProperties": {f"^.*{letter}.*$": {"minimum": i} for i, letter in enumerate("abcdefgh")},

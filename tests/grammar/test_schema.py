@@ -6,17 +6,13 @@ import copy
 import json
 import random
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from toolprm_decode.errors import BudgetExceeded, ToolSchemaError, UnsupportedSchemaError
 from toolprm_decode.grammar import CallGrammar
-from toolprm_decode.grammar.automata import Impossible
 
-from .bfcl import lines
 from .cases import small_tokenizer
 
 NODE: dict[str, Any] = {
@@ -379,72 +375,3 @@ def test_values_end_where_they_end() -> None:
     for digit in "12":
         matcher.accept(small_tokenizer().convert_tokens_to_ids(digit))
         assert matcher.is_complete
-
-
-# ---------------------------------------------------------------- public suites
-
-
-def suite(data_dir: Path, draft: str) -> list[tuple[str, dict[str, Any]]]:
-    folder = data_dir / "json_schema_test_suite" / "tests" / draft
-    if not folder.is_dir():
-        pytest.skip(f"the data has no json_schema_test_suite/tests/{draft}")
-    return [
-        (f"{path.stem}: {group['description']}", group)
-        for path in sorted(folder.glob("*.json"))
-        for group in json.loads(path.read_text(encoding="utf-8"))
-    ]
-
-
-# The opposite of unevaluatedProperties is not expressible, nor are unique items of endless kinds.
-UNSUPPORTED = {"unevaluatedProperties", "not", "$dynamicRef", "uniqueItems"}
-# Here the package differs on purpose: formats are enforced, and a `$ref` holds together with what stands beside it.
-# Meta-schemas are not read.
-_BY_DESIGN = {"format", "vocabulary", "ref: ref overrides any sibling keywords"}
-
-
-@pytest.mark.parametrize(("draft", "least"), [("draft2020-12", 319), ("draft7", 212)])
-def test_json_schema_test_suite(draft: str, least: int, data_dir: Path) -> None:
-    """Every group is enforced to the letter, or refused; `least` may only rise."""
-    enforced, refused = 0, Counter[str]()
-    for name, group in suite(data_dir, draft):
-        if name.partition(":")[0] in _BY_DESIGN or name in _BY_DESIGN:
-            continue
-        try:
-            grammar = CallGrammar.for_schema(group["schema"], small_tokenizer())
-        except UnsupportedSchemaError as error:
-            refused[error.keyword or name] += 1
-            continue
-        except ToolSchemaError as error:
-            impossible = not any(test["valid"] for test in group["tests"])
-            if impossible or error.keyword == "$ref":  # the suite's references often leave the schema
-                continue
-            raise
-        except BudgetExceeded as error:
-            if "multipleOf" in str(error):
-                continue
-            raise
-        for test in group["tests"]:
-            assert grammar.accepts(json.dumps(test["data"])) == test["valid"], (name, test["description"])
-        enforced += 1
-    assert enforced >= least, (enforced, refused)
-    assert refused.keys() <= UNSUPPORTED
-
-
-@pytest.mark.parametrize(("name", "least"), [("bfcl", 587), ("glaive", 799)])
-def test_maskbench(name: str, least: int, data_dir: Path) -> None:
-    """No invalid instance is accepted, and of the valid ones at least so many; `least` may only rise."""
-    path = data_dir / "maskbench_fc" / f"{name}.jsonl"
-    if not path.is_file():
-        pytest.skip(f"the data has no maskbench_fc/{name}.jsonl")
-    accepted = 0
-    for row in lines(path):
-        try:
-            grammar = CallGrammar.for_schema(row["schema"], small_tokenizer())
-        except Impossible:
-            assert not any(test["valid"] for test in row["tests"]), row["id"]
-            continue
-        for test in row["tests"]:
-            found = grammar.accepts(json.dumps(test["data"], ensure_ascii=False))
-            assert found == test["valid"], (row["id"], test["data"])
-            accepted += found
-    assert accepted >= least

@@ -136,6 +136,21 @@ def test_alternatives_come_ranked(shared: Running, strategy: str) -> None:
     assert got.usage.completion_tokens == sum(len(a.tokens) for a in expected.finished[:3])
 
 
+def test_a_lenient_server_says_what_it_does_not_enforce(shared: Running) -> None:
+    listed = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    parameters = {"type": "object", "properties": {"names": listed}}
+    tools = [*TOOLS, {"type": "function", "function": {"name": "list_all", "parameters": parameters}}]
+    with pytest.raises(openai.BadRequestError, match="uniqueItems"):
+        ask(shared.client(), tools=tools)
+    lenient = Running(decoder(strict=False), Limits())
+    try:
+        (warning,) = ask(lenient.client(), tools=tools).usage.toolprm["warnings"]
+        assert "warnings" not in ask(lenient.client()).usage.toolprm
+    finally:
+        lenient.stop()
+    assert (warning["tool"], warning["pointer"], warning["keyword"]) == ("list_all", "/properties/names", "uniqueItems")
+
+
 def test_the_same_calls_have_ids_of_their_own(shared: Running) -> None:
     answers = [ask(shared.client(), tool_choice="required", n=2) for _ in range(2)]
     ids = [call.id for got in answers for choice in got.choices for call in choice.message.tool_calls]

@@ -81,8 +81,8 @@ class _Document:
                 continue
             own = schema.get("$id")
             if isinstance(own, str) and not (self.old and "$ref" in schema):
-                if own.startswith("#"):  # draft 7's anchors
-                    self.at.setdefault(urljoin(base, own), pointer)
+                if own.startswith("#"):  # draft 7's anchors; urljoin() would drop them from a URN
+                    self.at.setdefault(base + own, pointer)
                 else:
                     base = urldefrag(urljoin(base, own)).url
                     self.at.setdefault(base, pointer)

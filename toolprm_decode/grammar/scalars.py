@@ -547,6 +547,34 @@ def _construct(op: Any, value: Any) -> str:
 # ---------------------------------------------------------------- formats
 
 
+def _hostname() -> str:
+    """Host names of which a regex can tell that they are valid.
+
+    No label has hyphens in its third and fourth places: what follows `xn--` is Punycode, whose rules are beyond a
+    regex, and other letters there are reserved. No name is longer than 253: three labels of up to 63, then 61
+    characters in labels of any number.
+    """
+    length = r"(?=[^.]+(?:\.[^.]+){0,2}$|(?:[^.]+\.){3}[^\n]{1,61}$)"
+    return rf"{length}{_label('A-Za-z0-9', 63)}(?:\.{_label('A-Za-z0-9', 63)})*"
+
+
+def _idn_hostname() -> str:
+    """Internationalised host names of which a regex can tell that they are valid: up to three labels.
+
+    Letters are those of scripts from left to right that need no context, without marks, in lower case. A label that
+    has others than ASCII has 12 letters at most, so that its Punycode has no more than 63.
+    """
+    letters = r"a-z0-9\u00df-\u00f6\u00f8-\u00ff\u03ac-\u03ce\u0430-\u045f"
+    letters += r"\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+    label = f"(?:{_label('A-Za-z0-9', 63)}|{_label(letters, 12)})"
+    return rf"{label}(?:[.\u3002\uff0e\uff61]{label}){{0,2}}"
+
+
+def _label(letters: str, most: int) -> str:
+    one, any_ = f"[{letters}]", f"[{letters}-]"
+    return f"(?:{one}(?:{any_}{{0,2}}{one}|{any_}(?:{one}-|{any_}{one}){any_}{{0,{most - 5}}}{one})?)"
+
+
 def _formats() -> dict[str, str]:
     leap_year = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
     date = (
@@ -630,17 +658,19 @@ def _formats() -> dict[str, str]:
 
 
 _FORMATS = _formats()
+_STRICTER = {"hostname": _hostname(), "idn-hostname": _idn_hostname()}
 
 
-def string_format(name: str) -> str | None:
+def string_format(name: str, *, wanted: bool = True) -> str | None:
     """The pattern that the whole value of a string of this `format` matches; None where a format asks nothing.
 
     For string_pattern(..., anchored=True). Exact for dates (days of the month, leap years), times, durations, IP
-    addresses, UUIDs and JSON pointers; a little wider than their RFCs for e-mail and host names (the total length,
-    and the letters of internationalised names, are not checked). None for annotations (int32, password, binary...),
+    addresses, UUIDs and JSON pointers; a little wider than their RFCs for e-mail (the lengths, and the
+    letters of internationalised domains, are not checked), narrower for host names (see _hostname()) unless the format
+    is not wanted, for what is taken away must not be too little. None for annotations (int32, password, binary...),
     for `regex`, whose language is not regular, and for unknown names.
     """
-    return _FORMATS.get(name)
+    return (_STRICTER.get(name) if wanted else None) or _FORMATS.get(name)
 
 
 # ---------------------------------------------------------------- numbers

@@ -42,7 +42,7 @@ Style = Literal["json", "python"]
 
 MAX_DEPTH = 200  # nested schemas; beyond it Python's own stack is at risk
 MAX_DISJOINT = 500  # alternatives of a oneOf: each is compared with each
-MAX_WORK = 20_000  # schemas read for one root, those that conjunctions and negations make among them
+MAX_WORK = 5_000  # schemas that conjunctions and negations make, beyond those of the root itself
 MAX_ALTERNATIVES = 2_000  # options of one union, those of unions inside it among them
 
 
@@ -101,7 +101,8 @@ class SchemaCompiler:
         self._localised = isinstance(root, dict) and needs_localising(root)
         self.root: Schema = localised(root) if self._localised and isinstance(root, dict) else root
         self._given = root
-        self._work = 0
+        self._unread, constants = _parts(self.root)
+        self._work, self._most_work = 0, MAX_WORK + constants
         self._flattening: set[int] = set()
         self._objects = ObjectReader(self)
         self._rules: dict[tuple[str, bool], int] = {}
@@ -139,9 +140,12 @@ class SchemaCompiler:
             self._depth -= 1
 
     def _read(self, schema: Schema, pointer: str, arguments: bool) -> list[int]:
-        self._work += 1
-        if self._work > MAX_WORK:
-            message = f"alternatives, conjunctions and negations make more than {MAX_WORK} schemas"
+        if id(schema) in self._unread:
+            self._unread.discard(id(schema))
+        else:
+            self._work += 1
+        if self._work > self._most_work:
+            message = f"alternatives, conjunctions and negations make more than {MAX_WORK} schemas of it"
             raise BudgetExceeded(str(ToolSchemaError(message, tool=self.tool, pointer=pointer)))
         if schema is True or schema == {}:
             return [self.any_object(arguments=True), *self._any_others()] if arguments else [self.any_value()]
@@ -309,6 +313,7 @@ class SchemaCompiler:
                 self.fail(at, None, f"a schema must be an object or a boolean, not {member!r:.60}")
         if word == "oneOf" and len(members) > 1:
             members, base = self._exclusive(members, base, pointer), {}
+        self._check_count(members, word, pointer)
         options: list[int] = []
         impossible: Impossible | None = None
         for index, member in enumerate(members):
@@ -327,7 +332,7 @@ class SchemaCompiler:
             raise impossible or Impossible("no alternative is possible", tool=self.tool, pointer=pointer, keyword=word)
         return list(dict.fromkeys(options))  # the same reference twice is one way to read a text, not two
 
-    def _check_count(self, options: Sequence[int], word: str, pointer: str) -> None:
+    def _check_count(self, options: Sequence[Any], word: str, pointer: str) -> None:
         if len(options) > MAX_ALTERNATIVES:
             raise self.over_budget(f"more than {MAX_ALTERNATIVES} alternatives", word, pointer)
 
@@ -369,7 +374,7 @@ class SchemaCompiler:
         except Impossible:
             return True
         except (ToolSchemaError, BudgetExceeded, _core.BudgetError):
-            if self._work > MAX_WORK:
+            if self._work > self._most_work:
                 raise
         finally:
             self.builder, self._rules, self._impossible, self._any = builder, rules, impossible, any_
@@ -599,6 +604,7 @@ class SchemaCompiler:
                 part = make()
                 fsm = part if fsm is None else intersect(fsm, part)
         assert fsm is not None
+        self._work += 5 * len(unwanted)  # as much time as so many schemas
         for word, text in unwanted:
             with self.scalar_errors(pointer, word):
                 try:
@@ -648,7 +654,8 @@ class SchemaCompiler:
         if text.kind == "one of":
             return self.pattern_fsm("|".join(map(_literal, text.value)), anchored=True, escapes=escapes)
         if text.kind == "format":
-            return self.pattern_fsm(_format(text.value) or "", anchored=True, escapes=escapes)
+            regex = _format(text.value, wanted=text.wanted) or ""
+            return self.pattern_fsm(regex, anchored=True, escapes=escapes)
         return self.pattern_fsm(text.value, anchored=False, escapes=escapes)
 
     def string_fsm(self, schema: Schema, pointer: str) -> ByteFSM:
@@ -746,6 +753,20 @@ class _ScalarErrors:
             raise UnsupportedSchemaError(str(error), **where) from error
 
 
+def _parts(root: Schema) -> tuple[set[int], int]:
+    """The identities of all objects of a schema, subschemas among them, and the number of values in its constants."""
+    found, constants = set[int](), 0
+    open_: list[tuple[Any, bool]] = [(root, False)]
+    for here, constant in open_:
+        constants += constant
+        if isinstance(here, dict) and id(here) not in found:
+            found.add(id(here))
+            open_.extend((value, constant or word in ("enum", "const")) for word, value in here.items())
+        elif isinstance(here, list):
+            open_.extend((value, constant) for value in here)
+    return found, constants
+
+
 def _anchored(schema: Any, name: str) -> list[dict[str, Any]]:
     """The subschemas that go by a name instead of a pointer."""
     found: list[dict[str, Any]] = []
@@ -781,9 +802,11 @@ def _uniting(schema: dict[str, Any], pointer: str) -> tuple[str, str]:
     return "anyOf", pointer
 
 
-def _format(name: Any) -> str | None:
+def _format(name: Any, *, wanted: bool = True) -> str | None:
     """The regex of a format that asks for anything."""
-    return scalars.string_format(name) if isinstance(name, str) and name not in ANNOTATING_FORMATS else None
+    return (
+        scalars.string_format(name, wanted=wanted) if isinstance(name, str) and name not in ANNOTATING_FORMATS else None
+    )
 
 
 def _apart(a: Schema, b: Schema, compiler: SchemaCompiler, depth: int = 0) -> bool:

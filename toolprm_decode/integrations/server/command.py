@@ -53,6 +53,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--kv-memory", metavar="BYTES", help="for keys and values, such as 8G (default: half of what is free)"
     )
+    parser.add_argument(
+        "--lenient",
+        action="store_true",
+        help="leave out what the tools' schemas ask and no grammar can enforce; answers say so in usage.toolprm",
+    )
     parser.add_argument("--access-log", action="store_true", help="a line on stderr for each request")
     parser.set_defaults(run=run)
 
@@ -152,8 +157,11 @@ def _decoder(options: argparse.Namespace, memory: int | None) -> tuple[Decoder, 
         raise RequestError(f"--search: {error}") from error
     from toolprm_decode.decoding import Decoder
 
+    strict = not options.lenient
     if options.model is not None:
-        decoder = Decoder(options.model, options.prm, format=options.format, search=search, kv_memory=memory)
+        decoder = Decoder(
+            options.model, options.prm, format=options.format, search=search, kv_memory=memory, strict=strict
+        )
         return decoder, Path(options.model).resolve().name
     if options.prm is not None:
         raise RequestError("--prm goes with --model")
@@ -168,5 +176,6 @@ def _decoder(options: argparse.Namespace, memory: int | None) -> tuple[Decoder, 
         format=options.format,
         search=replace(demo.search, **given),
         kv_memory=memory,
+        strict=strict,
     )
     return decoder, "toolprm-demo"

@@ -53,15 +53,18 @@ def completion(id: str, model: str, decoded: Decoded, answers: Sequence[Answer])
 
 
 def usage(decoded: Decoded, answers: Sequence[Answer]) -> dict[str, Any]:
-    """Tokens as OpenAI counts them; what the search ran is under `toolprm`."""
+    """Tokens as OpenAI counts them; what the search ran, and what it did not enforce, is under `toolprm`."""
     stats = decoded.stats
     completion = sum(len(answer.tokens) for answer in answers)
+    ours = asdict(stats) | {"format": decoded.format, "answers": len(decoded.finished)}
+    if decoded.warnings:
+        ours["warnings"] = [asdict(warning) for warning in decoded.warnings]
     return {
         "prompt_tokens": stats.prompt_tokens,
         "completion_tokens": completion,
         "total_tokens": stats.prompt_tokens + completion,
         "prompt_tokens_details": {"cached_tokens": min(stats.cached_tokens, stats.prompt_tokens)},
-        "toolprm": asdict(stats) | {"format": decoded.format, "answers": len(decoded.finished)},
+        "toolprm": ours,
     }
 
 
