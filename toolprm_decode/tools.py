@@ -101,7 +101,13 @@ def _listed(tools: Any) -> list[Any]:
     raise ToolSchemaError(f"tools must be a list, or one tool, but this is {_kind(tools)}{hint}")
 
 
+class _ReadParameters(dict[str, Any]):
+    """Parameters as this module leaves them, which need not be read again."""
+
+
 def _read_tool(given: Any, position: int) -> Tool:
+    if isinstance(given, Tool) and type(given.parameters) is _ReadParameters:
+        return given
     if isinstance(given, Mapping):
         definition = _from_mapping(given, position)
     elif hasattr(given, "name") and any(hasattr(given, key) for key in _SCHEMA_KEYS):
@@ -128,6 +134,7 @@ def _read_tool(given: Any, position: int) -> Tool:
         parameters = reader.parameters(definition.parameters, definition.required)
     except RecursionError:
         reader.fail("the schema is nested too deeply for what is left of the stack")
+    parameters = _ReadParameters(parameters)
     return Tool(name=name, description=str.__str__(description), parameters=parameters, original=given)
 
 
@@ -389,6 +396,8 @@ _SCHEMAS = (
     "then",
     "else",
 )
+_PLAIN = frozenset({"type", "description"})
+_PLAIN_TYPES = ("string", "number", "integer", "boolean", "null")
 _WITH_SCHEMAS = (*_MAPS_OF_SCHEMAS, *_LISTS_OF_SCHEMAS, *_SCHEMAS)
 _ANY_WITH_SCHEMAS = frozenset(_WITH_SCHEMAS)
 # Branches speak of a value that is described around them, so what they leave unsaid must stay unsaid.
@@ -500,6 +509,9 @@ class _Reader:
         """
         if isinstance(node, bool):
             return node
+        if type(node) is dict and node.keys() == _PLAIN and node["type"] in _PLAIN_TYPES:
+            if type(node["description"]) is str:
+                return node  # most schemas of tools are like this, and read already
         if not isinstance(node, dict):
             self.fail(f"a schema must be an object, but this is {_kind(node)}", pointer)
         if depth > MAX_DEPTH:

@@ -39,10 +39,7 @@ class Ours:
         return CallGrammar.for_schema(dict(schema), self.tokenizer)
 
     def compile_calls(self, tools: Sequence[Tool]) -> Any:
-        definitions = [
-            {"name": tool.name, "description": tool.description, "parameters": tool.parameters} for tool in tools
-        ]
-        return CallGrammar(definitions, self.tokenizer, "json-list")
+        return CallGrammar(list(tools), self.tokenizer, "json-list")
 
     def start(self, compiled: Any) -> Walker:
         matcher, row = compiled.matcher(), self.row

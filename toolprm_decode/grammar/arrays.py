@@ -204,7 +204,7 @@ def _unique(c: SchemaCompiler, row: _Row, contains: list[Contains], pointer: str
                 values.append(value)
             if known not in sets[-1]:
                 sets[-1].append(known)
-    if not row.prefix and not contains and all(value is None or isinstance(value, str | bool) for value in values):
+    if not row.prefix and not contains and all(value is None or isinstance(value, (str, bool)) for value in values):
         # An object's machine with the items for keys and no values: no key comes twice.
         nothing = c.builder.sequence([])
         items = [(sorted(c.written(value, "uniqueItems", pointer)), nothing, False) for value in values]

@@ -208,7 +208,7 @@ class _CallCompiler:
     def __call__(self, tools: Sequence[Tool]) -> _core.Grammar:
         try:
             return _translate(partial(self._build, tools), None)
-        except Impossible as error:
+        except ToolSchemaError as error:
             if error.tool is None:  # the core does not know tools: find the one at fault
                 for tool in tools:
                     _translate(partial(self._build, [tool]), tool.name)
@@ -232,8 +232,9 @@ class _CallCompiler:
     def _call(self, b: _core.GrammarBuilder, tools: Sequence[Tool]) -> int:
         form, kinds = self.format, _core.StepKind
         names: list[tuple[bytes, int]] = []
+        nodes: dict[Any, Any] = {}
         for tool in tools:
-            read = partial(self._arguments, b, tool.name)
+            read = partial(self._arguments, b, nodes, tool.name)
             if self.strict:
                 arguments = read(tool.parameters)
             else:
@@ -254,10 +255,12 @@ class _CallCompiler:
             names += [(text, node) for text in written]
         return b.sequence([self._literal(b, "" if form.pythonic else form.name_open), *self._space(b), b.names(names)])
 
-    def _arguments(self, b: _core.GrammarBuilder, tool: str, parameters: dict[str, Any]) -> int:
+    def _arguments(self, b: _core.GrammarBuilder, nodes: dict[Any, Any], tool: str, parameters: dict[str, Any]) -> int:
         """The node of a call's arguments."""
         style: Style = "python" if self.format.pythonic else "json"
-        compiler = SchemaCompiler(b, parameters, tool=tool, style=style, flexible=self.flexible, closed=True)
+        compiler = SchemaCompiler(
+            b, parameters, tool=tool, style=style, flexible=self.flexible, closed=True, nodes=nodes
+        )
         schema = _object_schema(parameters)
         return compiler.keywords(schema) if self.format.pythonic else compiler.value(schema, arguments=True)
 
@@ -298,11 +301,13 @@ def _translate(build: Callable[[], _core.Grammar], tool: str | None) -> _core.Gr
     except _core.BudgetError as error:
         raise BudgetExceeded(f"{error}: use fewer or smaller tools, or raise max_instructions") from error
     except _core.ImpossibleGrammar as error:
-        raise Impossible(str(error), tool=tool, keyword="$ref") from error  # nothing else is found so late
+        # Nothing else is found so late. A circle says nothing of which values are legal.
+        kind = ToolSchemaError if "leads back" in str(error) else Impossible
+        raise kind(str(error), tool=tool, keyword="$ref") from error
     except RecursionError:
         raise ToolSchemaError("schemas are nested too deep", tool=tool) from None
     except ValueError as error:
-        if isinstance(error, ToolSchemaError | FormatError):
+        if isinstance(error, (ToolSchemaError, FormatError)):
             raise
         raise FormatError(str(error)) from error
     return grammar

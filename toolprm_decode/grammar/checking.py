@@ -99,7 +99,7 @@ def holds(schema: Schema, value: Any, reader: Reader, depth: int = 0) -> bool:
         return False
     if isinstance(value, str):
         return _string(schema, value, reader)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _number(schema, value)
     if isinstance(value, dict):
         return _object(schema, value, reader, good)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from toolprm_decode import _core
@@ -39,7 +40,8 @@ __all__ = ["ObjectReader", "spellings"]
 
 def spellings(text: str) -> list[bytes]:
     """A string as json.dumps writes it, with and without ensure_ascii."""
-    return sorted({json.dumps(text, ensure_ascii=False).encode(), json.dumps(text).encode()})
+    raw = encode_basestring(text).encode()
+    return [raw] if text.isascii() else sorted({raw, encode_basestring_ascii(text).encode()})
 
 
 # Object keys as json.dumps writes them: all of it raw, or all of it in ASCII.

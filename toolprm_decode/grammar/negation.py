@@ -143,7 +143,7 @@ def _other_value(schema: dict[str, Any], no: Any) -> Iterator[Schema]:
             continue
         if not isinstance(values, list):
             raise TypeError(f"enum must be a list of values, not {values!r:.60}")
-        numbers = sorted({v for v in values if isinstance(v, int | float) and not isinstance(v, bool)})
+        numbers = sorted({v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)})
         strings = tuple(v for v in values if isinstance(v, str))
         if strings:
             yield {"type": "string", "pattern": [Text("one of", strings, False)]}

@@ -52,7 +52,7 @@ def needs_localising(root: Schema) -> bool:
                 return True
             here = here.values()
         for value in here:
-            if isinstance(value, dict | list):
+            if isinstance(value, (dict, list)):
                 open_.append(value)
     return False
 

@@ -71,6 +71,10 @@ ANNOTATING_FORMATS = _word_set(
 )
 
 
+_LEAF_TYPES = frozenset({"string", "number", "integer", "boolean", "null"})
+_LEAF_WORDS = frozenset({"type", "title", "description", "default", "examples", "example"})
+
+
 class SchemaCompiler:
     """Adds the values of one root schema to a grammar under construction.
 
@@ -82,6 +86,7 @@ class SchemaCompiler:
         flexible: any white space between the parts of values instead of json.dumps' own.
         closed: objects that declare properties and say nothing of others take no others (the rule for tools);
             otherwise JSON Schema's own default, any others.
+        nodes: those that the schemas of one grammar share: give all its compilers the same dict.
     """
 
     Impossible = Impossible
@@ -95,7 +100,9 @@ class SchemaCompiler:
         style: Style = "json",
         flexible: bool = False,
         closed: bool = False,
+        nodes: dict[Any, Any] | None = None,
     ):
+        self._nodes: dict[Any, Any] = {} if nodes is None else nodes
         self.builder, self.tool, self.style = builder, tool, style
         self.flexible, self.closed = flexible, closed
         self._localised = isinstance(root, dict) and needs_localising(root)
@@ -122,6 +129,14 @@ class SchemaCompiler:
         """
         if self._localised and schema is self._given:  # references count from the rewritten root
             schema = self.root
+        # Most schemas of tools are a type and a description: their nodes are made once a grammar.
+        kind = schema.get("type") if type(schema) is dict and schema.keys() <= _LEAF_WORDS else None
+        if type(kind) is str and kind in _LEAF_TYPES:
+            self._unread.discard(id(schema))
+            if kind not in self._nodes:
+                self._nodes[kind] = self._typed({"type": kind}, pointer, False)[0]
+            leaf: int = self._nodes[kind]
+            return leaf
         options = self._options(schema, pointer, arguments)
         return options[0] if len(options) == 1 else self.builder.choice(options)
 
@@ -231,7 +246,7 @@ class SchemaCompiler:
                     found = found[int(part)]
                 else:
                     self.fail(pointer, "$ref", f"{reference!r} leads nowhere: there is no {part!r}")
-            if not isinstance(found, dict | bool):
+            if not isinstance(found, (dict, bool)):
                 self.fail(pointer, "$ref", f"{reference!r} does not lead to a schema")
             return found, local[1:]
         anchored = _anchored(self.root, local.removeprefix("#"))
@@ -287,7 +302,7 @@ class SchemaCompiler:
         result: Schema = {k: v for k, v in schema.items() if k != "allOf"}
         for index, member in enumerate(members):
             at = f"{pointer}/allOf/{index}"
-            if not isinstance(member, dict | bool):
+            if not isinstance(member, (dict, bool)):
                 self.fail(at, None, f"a schema must be an object or a boolean, not {member!r:.60}")
             if isinstance(member, dict):
                 self.check_words(member, at)
@@ -308,7 +323,7 @@ class SchemaCompiler:
             self.fail(pointer, word, "must be a list of at least one schema")
         base = {k: v for k, v in schema.items() if k != word and k not in _ANNOTATIONS}
         for index, member in enumerate(members):
-            if not isinstance(member, dict | bool):
+            if not isinstance(member, (dict, bool)):
                 at = f"{pointer}/{word}/{index}"
                 self.fail(at, None, f"a schema must be an object or a boolean, not {member!r:.60}")
         if word == "oneOf" and len(members) > 1:
@@ -367,8 +382,9 @@ class SchemaCompiler:
         """Whether it is certain that no value satisfies both: as far as can be told by looking, or by trying."""
         if _apart(a, b, self):
             return True
-        builder, rules, impossible, any_ = self.builder, self._rules, self._impossible, self._any
-        self.builder, self._rules, self._impossible, self._any = _core.GrammarBuilder(100_000), {}, {}, None
+        kept = self.builder, self._nodes, self._rules, self._impossible, self._any
+        self.builder, self._any = _core.GrammarBuilder(100_000), None
+        self._nodes, self._rules, self._impossible = {}, {}, {}
         try:
             self.value(self._merged(a, b, pointer), pointer)
         except Impossible:
@@ -377,7 +393,7 @@ class SchemaCompiler:
             if self._work > self._most_work:
                 raise
         finally:
-            self.builder, self._rules, self._impossible, self._any = builder, rules, impossible, any_
+            self.builder, self._nodes, self._rules, self._impossible, self._any = kept
         return False
 
     def possible(self, schema: Schema, pointer: str) -> int | None:
@@ -409,7 +425,7 @@ class SchemaCompiler:
                 closed = {"type": "object", "properties": members, "additionalProperties": False}
                 options += self._options({**closed, "required": list(members)}, pointer, arguments)
             else:
-                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
                 (numbers if is_number else others).update(self.written(value, word, pointer))
             self._check_count(options, word, pointer)
         # Numbers end with the byte after them, everything else with its own last one: two automata.
@@ -527,21 +543,24 @@ class SchemaCompiler:
         return regex_dfa(scalars.STRING if self.style == "json" else f"(?:{scalars.PY_STRING}|{scalars.STRING})")
 
     def brackets(self, open: str, close: str) -> tuple[int, int, int]:
-        b = self.builder
-        if not self.flexible:
-            return b.literal(open.encode()), b.literal(b", "), b.literal(close.encode())
-        space = b.space()
-        return (
-            b.sequence([b.literal(open.encode()), space]),
-            b.sequence([space, b.literal(b","), space]),
-            b.sequence([space, b.literal(close.encode())]),
-        )
+        if (open, close) not in self._nodes:
+            b = self.builder
+            made = b.literal(open.encode()), b.literal(b"," if self.flexible else b", "), b.literal(close.encode())
+            if self.flexible:
+                space = b.space()
+                made = b.sequence([made[0], space]), b.sequence([space, made[1], space]), b.sequence([space, made[2]])
+            self._nodes[open, close] = made
+        found: tuple[int, int, int] = self._nodes[open, close]
+        return found
 
     def member(self, value: int) -> int:
-        b = self.builder
-        if not self.flexible:
-            return b.sequence([b.literal(b": "), value])
-        return b.sequence([b.space(), b.literal(b":"), b.space(), value])
+        key = ("member", value)
+        if key not in self._nodes:
+            b = self.builder
+            colon = [b.space(), b.literal(b":"), b.space()] if self.flexible else [b.literal(b": ")]
+            self._nodes[key] = b.sequence([*colon, value])
+        node: int = self._nodes[key]
+        return node
 
     def keywords(self, schema: Schema) -> int:
         """The node of what follows `name(` in a Pythonic call: the properties of the schema as name=value, and `)`."""
@@ -705,7 +724,7 @@ class SchemaCompiler:
         named = [("multipleOf", factor.value) for factor in factors]
         for word, bound in [*zip(words, bounds, strict=True), *named]:
             if bound is not None and (
-                isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound)
+                isinstance(bound, bool) or not isinstance(bound, (int, float)) or not math.isfinite(bound)
             ):
                 self.fail(pointer, word, f"must be a number, not {bound!r:.60}")
             if word == "multipleOf" and (bound is None or bound <= 0):
