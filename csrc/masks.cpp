@@ -142,7 +142,7 @@ private:
         return std::span<const Live>(after);
       });
       if (c.count > 0 && spec.other_rest.empty())
-        keys.remove(spec.keys, c.count - 1);
+        keys.remove(spec, c.count - 1, state);
       add(keys);
       return;
     }
@@ -176,22 +176,29 @@ private:
   }
 
   // Takes out all tokens that write a declared key from a place in its trie: they are not for a key of any other name.
-  void remove(const KeySet &keys, std::uint32_t from) {
+  void remove(const ObjectSpec &spec, std::uint32_t from, std::int32_t state) {
     const TokenTrie &trie = vocabulary_.trie();
-    std::vector<std::pair<std::uint32_t, std::uint32_t>> open{{from, 0}}; // places in both tries
+    const KeySet &keys = spec.keys;
+    struct Place { // in the trie of keys, the vocabulary's, and the automaton of other keys
+      std::uint32_t key, node;
+      std::int32_t state;
+    };
+    std::vector<Place> open{{from, 0, state}};
     while (!open.empty()) {
-      const auto [key, node] = open.back();
+      const Place at = open.back();
       open.pop_back();
-      if (keys.leaf[key] >= 0) {
+      if (keys.leaf[at.key] >= 0 && spec.other_key->accepting(at.state)) {
         MaskWords &words = own();
-        for (TokenId id : trie.tokens_from(node)) {
+        for (TokenId id : trie.tokens_from(at.node)) {
           words[static_cast<std::size_t>(id) / 32] &= ~static_cast<std::int32_t>(1u << (id % 32));
           std::erase(ids_, id);
         }
       }
-      for (std::uint32_t e = keys.child_begin[key]; e < keys.child_begin[key + 1]; ++e)
-        if (const std::uint32_t child = trie.child(node, keys.child_byte[e]))
-          open.emplace_back(keys.child_node[e], child);
+      for (std::uint32_t e = keys.child_begin[at.key]; e < keys.child_begin[at.key + 1]; ++e) {
+        const std::int32_t next = spec.other_key->next(at.state, keys.child_byte[e]);
+        if (const std::uint32_t child = trie.child(at.node, keys.child_byte[e]); child && next >= 0)
+          open.push_back({keys.child_node[e], child, next});
+      }
     }
   }
 
