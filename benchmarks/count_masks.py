@@ -6,9 +6,9 @@ instructions.
         python benchmarks/count_masks.py first     # or: warm
 
 Walks along the texts of `toolprm benchmark masks`. Without an argument it prints, for each kind of state, how many
-nodes were visited to find its mask and how many the plain walk over the vocabulary visits. With one it only asks for
-the masks, each for the first time or all of them once more, and says how many they were: callgrind's count over that is
-the instructions of a mask. Needs $TOOLPRM_DATA.
+nodes were visited to find its mask, and how many prefixes its legal tokens have, which are the least that a plain walk
+over the vocabulary reads. With one it only asks for the masks, each for the first time or all of them once more, and
+says how many they were: callgrind's count over that is the instructions of a mask. Needs $TOOLPRM_DATA.
 """
 
 from __future__ import annotations
@@ -53,16 +53,18 @@ def walk(grammars: list[CallGrammar], cases: list[Case], *, warm: bool) -> None:
 
 
 def count_nodes(grammars: list[CallGrammar], cases: list[Case]) -> None:
+    row = np.zeros((grammars[0].vocabulary_size + 31) // 32, np.int32)
     found: dict[tuple[int, int], list[tuple[int, int]]] = {kind: [] for kind in KINDS}
     for grammar, case in zip(grammars, cases, strict=True):
         matcher = grammar.matcher()
         for token in case.tokens:
-            legal = matcher.plain_mask()
+            matcher.fill_mask(row)
+            legal = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
             kind = next(kind for kind in KINDS if kind[0] <= len(legal) <= kind[1])
             found[kind].append((matcher.mask_nodes, plain_nodes(grammar, legal)))
             if matcher.try_accept(token) is None:
                 break
-    print("legal tokens, masks, nodes visited, those whose bytes the plain walk reads")
+    print("legal tokens, masks, nodes visited, prefixes of the legal tokens")
     for (low, high), counts in found.items():
         if counts:
             fast, plain = np.mean(counts, axis=0)

@@ -188,7 +188,10 @@ class TestEvaluate:
 
     def test_what_is_refused_counts_as_wrong(self, models: Models) -> None:
         suite = load_suite("built-in", limit=3)
-        strange = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}}
+        strange = {
+            "name": "f",
+            "parameters": {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}},
+        }
         refused = replace(suite.samples[1], gold=[], tools=[strange])
         suite = replace(suite, samples=[suite.samples[0], refused, suite.samples[2]])
         (outcome,) = evaluate(suite, read_strategies("greedy", SEARCH), models)

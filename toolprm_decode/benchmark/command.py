@@ -78,6 +78,7 @@ def add_parser(commands: Any) -> None:
     masks.add_argument(
         "--tokenizer", metavar="PATH", help="a tokenizer's folder (default: $TOOLPRM_DATA/tokenizers/qwen2.5)"
     )
+    masks.add_argument("--skip-outlines", action="store_true", help="leave outlines_core out, which takes longest")
     masks.set_defaults(run=run_masks)
 
 
@@ -100,7 +101,8 @@ def run_masks(options: argparse.Namespace) -> None:
         os.sched_setaffinity(0, sorted(cores)[-1:])
     try:
         with _progress() as report:
-            record = measure(quick if options.quick else MaskSettings(), Path(folder), tokenizer, path, report)
+            settings = MaskSettings(engines=ENGINES[:3] if options.skip_outlines else ENGINES)
+            record = measure(quick if options.quick else settings, Path(folder), tokenizer, path, report)
     finally:
         if cores:
             os.sched_setaffinity(0, cores)

@@ -291,15 +291,11 @@ def measure(settings: MaskSettings, data: Path, tokenizer: Any, tokenizer_path: 
     tools = [tool for tool in read_tool_sets(data / "bfcl", max(settings.counts)) if _compiles(judges[0], tool)]
 
     figures: dict[str, dict[str, Any]] = {}
+    walked = _measure_in_turn(settings.engines, cases, tokenizer, report)
     for number, kind in enumerate(settings.engines):
-        report(f"{kind.name}: masks", number / len(engines))
-        engine = kind(tokenizer)  # anew: nothing is cached of the schemas
-        own = cases
-        if kind is OutlinesCore:
-            own = [case for case in cases[:OUTLINES_SCHEMAS] if accepts(engine, case)]
-        accepts(engine, _warm_up(tokenizer))
-        figures[kind.name] = {name: _summary(us) for name, us in measure_walks(engine, own).items() if us.size}
-        figures[kind.name]["schemas"] = len(own)
+        spent, schemas = walked[kind.name]
+        figures[kind.name] = {name: _summary(us) for name, us in spent.items() if us.size}
+        figures[kind.name]["schemas"] = schemas
         if kind is not OutlinesCore:
             report(f"{kind.name}: many tools", number / len(engines))
             figures[kind.name]["tools_ms"] = measure_tools(kind(tokenizer), tools, settings.counts)
@@ -323,6 +319,30 @@ def measure(settings: MaskSettings, data: Path, tokenizer: Any, tokenizer_path: 
         },
         "versions": package_versions("toolprm_decode", "xgrammar", "llguidance", "outlines_core"),
         "machine": describe_machine(),
+    }
+
+
+def _measure_in_turn(
+    kinds: Sequence[type[Engine]], cases: Sequence[Case], tokenizer: Any, report: Report
+) -> dict[str, tuple[dict[str, np.ndarray], int]]:
+    """measure_walks() of each engine, a few schemas at a time: other load falls on all alike."""
+    engines = [kind(tokenizer) for kind in kinds]  # anew: nothing is cached of the schemas
+    for engine in engines:
+        accepts(engine, _warm_up(tokenizer))
+    runs: dict[str, list[dict[str, np.ndarray]]] = {kind.name: [] for kind in kinds}
+    counts = dict.fromkeys(runs, 0)
+    for begin in range(0, len(cases), OUTLINES_SCHEMAS):
+        some = cases[begin : begin + OUTLINES_SCHEMAS]
+        report("masks", begin / len(cases))
+        for engine in engines:
+            own = some
+            if isinstance(engine, OutlinesCore):
+                own = [case for case in some if begin == 0 and accepts(engine, case)]
+            counts[engine.name] += len(own)
+            runs[engine.name].append(measure_walks(engine, own))
+    return {
+        name: ({what: np.concatenate([run[what] for run in turns]) for what in turns[0]}, counts[name])
+        for name, turns in runs.items()
     }
 
 
