@@ -653,6 +653,36 @@ void StatePool::stop(const Live &live, std::uint32_t position, std::vector<Event
   }
 }
 
+void StatePool::add_bytes(const Config &c, std::bitset<256> &bytes) const {
+  const Instruction &in = program_.code[c.ip];
+  switch (in.op) {
+  case Op::kByte:
+    bytes.set(in.byte);
+    break;
+  case Op::kScalar:
+    bytes |= program_.dfas[static_cast<std::size_t>(in.a)]->allowed(static_cast<std::int32_t>(c.aux));
+    break;
+  case Op::kRepeat:
+    bytes |= program_.repeats[static_cast<std::size_t>(in.a)].unit->allowed(static_cast<std::int32_t>(c.aux));
+    break;
+  case Op::kSpace:
+    for (char b : {' ', '\n', '\t', '\r'})
+      bytes.set(static_cast<std::size_t>(b));
+    break;
+  case Op::kNames:
+    program_.name_sets[static_cast<std::size_t>(in.a)].add_bytes(c.aux, bytes);
+    break;
+  case Op::kKey:
+    program_.objects[static_cast<std::size_t>(in.a)].keys.add_bytes(c.aux, bytes);
+    break;
+  case Op::kOtherKey:
+    bytes |= program_.objects[static_cast<std::size_t>(in.a)].other_key->allowed(static_cast<std::int32_t>(c.aux));
+    break;
+  default: // the end of the text
+    break;
+  }
+}
+
 bool StatePool::allowed(const State &state, std::bitset<256> &bytes) {
   bool end = false;
   std::vector<Config> open(state.configs);
@@ -661,39 +691,14 @@ bool StatePool::allowed(const State &state, std::bitset<256> &bytes) {
     open.pop_back();
     const Instruction &in = program_.code[c.ip];
     switch (in.op) {
-    case Op::kByte:
-      bytes.set(in.byte);
-      break;
-    case Op::kScalar: {
-      const Dfa &dfa = *program_.dfas[static_cast<std::size_t>(in.a)];
-      bytes |= dfa.allowed(static_cast<std::int32_t>(c.aux));
-      if (dfa.accepting(static_cast<std::int32_t>(c.aux))) {
-        std::vector<Live> after;
-        close(c.ip + 1, c.stack, 0, -1, nullptr, after);
-        for (const Live &l : after)
-          open.push_back(l.config);
-        check_ambiguity(open.size());
-      }
-      break;
-    }
-    case Op::kRepeat:
-      bytes |= program_.repeats[static_cast<std::size_t>(in.a)].unit->allowed(static_cast<std::int32_t>(c.aux));
-      break;
-    case Op::kSpace:
-      for (char b : {' ', '\n', '\t', '\r'})
-        bytes.set(static_cast<std::size_t>(b));
-      break;
     case Op::kStop:
       end = true;
       break;
-    default: { // tries: an edge may lead to names that are taken
+    case Op::kNames:
+    case Op::kKey:
+    case Op::kOtherKey: { // an edge may lead to names that are taken
       std::bitset<256> edges;
-      if (in.op == Op::kNames)
-        program_.name_sets[static_cast<std::size_t>(in.a)].add_bytes(c.aux, edges);
-      else if (in.op == Op::kKey)
-        program_.objects[static_cast<std::size_t>(in.a)].keys.add_bytes(c.aux, edges);
-      else if (in.op == Op::kOtherKey)
-        edges = program_.objects[static_cast<std::size_t>(in.a)].other_key->allowed(static_cast<std::int32_t>(c.aux));
+      add_bytes(c, edges);
       std::vector<Live> next;
       for (std::size_t b = edges._Find_first(); b < 256; b = edges._Find_next(b)) {
         next.clear();
@@ -701,7 +706,18 @@ bool StatePool::allowed(const State &state, std::bitset<256> &bytes) {
         if (!next.empty())
           bytes.set(b);
       }
+      break;
     }
+    default:
+      add_bytes(c, bytes);
+      if (in.op == Op::kScalar &&
+          program_.dfas[static_cast<std::size_t>(in.a)]->accepting(static_cast<std::int32_t>(c.aux))) {
+        std::vector<Live> after;
+        close(c.ip + 1, c.stack, 0, -1, nullptr, after);
+        for (const Live &l : after)
+          open.push_back(l.config);
+        check_ambiguity(open.size());
+      }
     }
   }
   return end;

@@ -240,6 +240,8 @@ private:
   std::uint64_t with(const Frame &frame, const ObjectSpec &spec, std::size_t property);
   // Properties that may be chosen now; other: whether a key outside them may.
   void selectable(const Frame &frame, const ObjectSpec &spec, std::vector<std::uint64_t> &out, bool &other) const;
+  // The bytes that a configuration can read, and perhaps some that it cannot.
+  void add_bytes(const Config &config, std::bitset<256> &bytes) const;
   // Behind a key that is not declared, at the value that follows it.
   void enter_other(const Config &config, std::uint32_t value, std::uint32_t position, std::int32_t events,
                    std::vector<Event> *log, std::vector<Live> &out);

@@ -252,7 +252,7 @@ private:
     const std::size_t end = live_.size();
     std::bitset<256> bytes;
     for (std::size_t i = begin; i < end; ++i)
-      add_bytes(live_[i].config, bytes);
+      pool_.add_bytes(live_[i].config, bytes);
     const auto edges = trie.edges(node);
     if (edges.size() > kFewBytes && bytes.count() <= kFewBytes) {
       for (std::size_t b = bytes._Find_first(); b < 256; b = bytes._Find_next(b))
@@ -293,37 +293,6 @@ private:
     ++nodes_;
     for (TokenId id : trie.tokens(node))
       ids_.push_back(id);
-  }
-
-  // The bytes that a configuration can read, and perhaps some that it cannot.
-  void add_bytes(const Config &c, std::bitset<256> &bytes) const {
-    const Instruction &in = program_.code[c.ip];
-    switch (in.op) {
-    case Op::kByte:
-      bytes.set(in.byte);
-      break;
-    case Op::kScalar:
-      bytes |= program_.dfas[static_cast<std::size_t>(in.a)]->allowed(static_cast<std::int32_t>(c.aux));
-      break;
-    case Op::kRepeat:
-      bytes |= program_.repeats[static_cast<std::size_t>(in.a)].unit->allowed(static_cast<std::int32_t>(c.aux));
-      break;
-    case Op::kSpace:
-      for (char b : {' ', '\n', '\t', '\r'})
-        bytes.set(static_cast<std::size_t>(b));
-      break;
-    case Op::kNames:
-      program_.name_sets[static_cast<std::size_t>(in.a)].add_bytes(c.aux, bytes);
-      break;
-    case Op::kKey:
-      program_.objects[static_cast<std::size_t>(in.a)].keys.add_bytes(c.aux, bytes);
-      break;
-    case Op::kOtherKey:
-      bytes |= program_.objects[static_cast<std::size_t>(in.a)].other_key->allowed(static_cast<std::int32_t>(c.aux));
-      break;
-    default: // the end of the text
-      break;
-    }
   }
 
   StatePool &pool_;
