@@ -22,6 +22,7 @@ import numpy as np
 
 from toolprm_decode.benchmark.masks import SCHEMAS, Case, read_cases
 from toolprm_decode.benchmark.models import find_tokenizer
+from toolprm_decode.benchmark.peer_grammar import bits
 from toolprm_decode.grammar import CallGrammar
 
 KINDS = ((1, 1), (2, 16), (17, 128), (129, 10_000), (10_001, 1_000_000))
@@ -30,7 +31,7 @@ KINDS = ((1, 1), (2, 16), (17, 128), (129, 10_000), (10_001, 1_000_000))
 def main(task: str | None) -> None:
     data = Path(os.environ["TOOLPRM_DATA"])
     tokenizer, _ = find_tokenizer(str(data / "tokenizers" / "qwen2.5"))
-    cases = list(read_cases(data / "maskbench_fc", tokenizer, SCHEMAS))
+    cases = list(read_cases(data, tokenizer, SCHEMAS))
     grammars = [CallGrammar.for_schema(case.schema, tokenizer) for case in cases]
     if task is None:
         count_nodes(grammars, cases)
@@ -59,7 +60,7 @@ def count_nodes(grammars: list[CallGrammar], cases: list[Case]) -> None:
         matcher = grammar.matcher()
         for token in case.tokens:
             matcher.fill_mask(row)
-            legal = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
+            legal = bits(row, grammar.vocabulary_size)
             kind = next(kind for kind in KINDS if kind[0] <= len(legal) <= kind[1])
             found[kind].append((matcher.mask_nodes, plain_nodes(grammar, legal)))
             if matcher.try_accept(token) is None:

@@ -32,7 +32,7 @@ def made(kind: type[Ours | XGrammar | LLGuidance], tokenizer: Any) -> Any:
 def cases(data_dir: Path, qwen_tokenizer: Any) -> list[Case]:
     """Schemas of function calls that all of them compile, with texts that all of them accept."""
     engines = [made(kind, qwen_tokenizer) for kind in (Ours, XGrammar, LLGuidance)]
-    read = read_cases(data_dir / "maskbench_fc", qwen_tokenizer, 4 * SCHEMAS)
+    read = read_cases(data_dir, qwen_tokenizer, 4 * SCHEMAS)
     return [case for case in read if all(accepts(engine, case) for engine in engines)][:SCHEMAS]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from toolprm_decode.errors import RequestError
+from toolprm_decode.benchmark.libraries import LLGUIDANCE_OPTIONS, XGRAMMAR_OPTIONS, library
 from toolprm_decode.grammar import CallGrammar
 from toolprm_decode.grammar.vocabulary import vocabulary
 from toolprm_decode.tools import Tool
@@ -58,9 +57,7 @@ class XGrammar:
         self.row = self.lib.allocate_token_bitmask(1, len(tokenizer))
 
     def compile(self, schema: Mapping[str, Any]) -> Any:
-        return self.compiler.compile_json_schema(
-            json.dumps(schema), any_whitespace=False, separators=(", ", ": "), strict_mode=False
-        )
+        return self.compiler.compile_json_schema(json.dumps(schema), **XGRAMMAR_OPTIONS)
 
     def compile_calls(self, tools: Sequence[Tool]) -> Any:
         return self.compile(calls_schema(tools))
@@ -77,13 +74,12 @@ class LLGuidance:
 
     def __init__(self, tokenizer: Any):
         self.lib = library("llguidance")
-        self.numpy = importlib.import_module("llguidance.numpy")
-        self.tokenizer = importlib.import_module("llguidance.hf").from_tokenizer(tokenizer, n_vocab=len(tokenizer))
+        self.numpy = library("llguidance.numpy")
+        self.tokenizer = library("llguidance.hf").from_tokenizer(tokenizer, n_vocab=len(tokenizer))
         self.row = self.numpy.allocate_token_bitmask(1, len(tokenizer))
 
     def compile(self, schema: Mapping[str, Any]) -> Any:
-        options = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
-        grammar = self.lib.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=options)
+        grammar = self.lib.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=LLGUIDANCE_OPTIONS)
         matcher = self.lib.LLMatcher(self.tokenizer, grammar)
         if matcher.is_error():
             raise ValueError(matcher.get_error())
@@ -105,7 +101,7 @@ class OutlinesCore:
 
     def __init__(self, tokenizer: Any):
         self.lib = library("outlines_core")
-        self.schema = importlib.import_module("outlines_core.json_schema")
+        self.schema = library("outlines_core.json_schema")
         texts = vocabulary(tokenizer)
         tokens: dict[bytes, list[int]] = {}
         for token in range(len(texts)):
@@ -136,15 +132,6 @@ class OutlinesCore:
 
 
 ENGINES: tuple[type[Ours | XGrammar | LLGuidance | OutlinesCore], ...] = (Ours, XGrammar, LLGuidance, OutlinesCore)
-
-
-def library(name: str) -> Any:
-    """A peer's library. Raises RequestError where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        message = f"{name} is needed to compare with ({error}): pip install 'toolprm_decode[bench]'"
-        raise RequestError(message) from error
 
 
 def calls_schema(tools: Sequence[Tool]) -> dict[str, Any]:

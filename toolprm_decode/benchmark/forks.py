@@ -15,8 +15,9 @@ import torch
 from toolprm_decode.benchmark.calibration import calibrate, target_distinct
 from toolprm_decode.benchmark.careful_loop import CarefulLoop
 from toolprm_decode.benchmark.forward_time import ForwardPass, timed_forwards
+from toolprm_decode.benchmark.libraries import library
 from toolprm_decode.benchmark.models import Shape, random_model, with_tags
-from toolprm_decode.benchmark.peer_grammar import PeerGrammar, call_ebnf, xgrammar
+from toolprm_decode.benchmark.peer_grammar import PeerGrammar, call_ebnf
 from toolprm_decode.benchmark.peers import PeerLoop, PeerRun, Trail
 from toolprm_decode.benchmark.plain_loop import PlainLoop
 from toolprm_decode.decoding import Decoded, Decoder, Request
@@ -235,7 +236,7 @@ def measure(settings: Settings, tokenizer: Any, tokenizer_name: str, report: Rep
     compared = settings.plain or settings.careful
     if compared:  # what cannot be compared is refused before the models are made, which takes long
         call_ebnf(read_tools(settings.tools))
-        xgrammar()
+        library("xgrammar")
     report("making the models", 0.0)
     forks = Forks(settings, tokenizer, report)
     masks = PeerGrammar(forks.grammar.tools, tokenizer, forks.policy.vocab_size) if compared else None

@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from toolprm_decode.benchmark.engines import ENGINES, LLGuidance, Ours, OutlinesCore, XGrammar
+from toolprm_decode.benchmark.suites import Group, read_suite
 from toolprm_decode.errors import RequestError, ToolprmError
 from toolprm_decode.machine import describe_machine, package_versions
 from toolprm_decode.tools import Tool, read_tools
@@ -52,38 +54,25 @@ class Case:
     tokens: tuple[int, ...]
 
 
-def read_cases(folder: Path, tokenizer: Any, count: int) -> Iterator[Case]:
-    """Schemas of MaskBench's function calls (bfcl.jsonl and glaive.jsonl in turn) with the first valid instance each.
+def read_cases(data: Path, tokenizer: Any, count: int) -> Iterator[Case]:
+    """Schemas of MaskBench's function calls (BFCL's and Glaive's in turn) with the first valid instance each.
 
     Members stand in the order of the schema, which xgrammar insists on; instances with other members are left out.
+    Raises DataError where the folder of the public data lacks them.
     """
-    files = [_lines(folder / name) for name in ("bfcl.jsonl", "glaive.jsonl")]
-    found = 0
-    while found < count:
-        entries = [next(file, None) for file in files]
-        if entries == [None, None]:
-            return
-        for entry in entries:
-            case = None if entry is None else _case(entry, tokenizer)
-            if case is not None and found < count:
-                found += 1
-                yield case
+    suites = [read_suite(name, data).groups for name in ("maskbench-bfcl", "maskbench-glaive")]
+    groups = (group for turn in zip_longest(*suites) for group in turn if group is not None)
+    cases = (case for group in groups if (case := _case(group, tokenizer)) is not None)
+    return islice(cases, count)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); $TOOLPRM_DATA names the data folder") from error
-
-
-def _case(entry: dict[str, Any], tokenizer: Any) -> Case | None:
-    order = list(entry["schema"].get("properties", {}))
-    for test in entry["tests"]:
-        if test["valid"] and isinstance(test["data"], dict) and set(test["data"]) <= set(order):
-            text = json.dumps({key: test["data"][key] for key in order if key in test["data"]}, ensure_ascii=False)
-            return Case(_closed(entry["schema"]), text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+def _case(group: Group, tokenizer: Any) -> Case | None:
+    order = list(group.schema.get("properties", {}))
+    for test in group.tests:
+        value = test.value
+        if test.valid and isinstance(value, dict) and set(value) <= set(order):
+            text = json.dumps({key: value[key] for key in order if key in value}, ensure_ascii=False)
+            return Case(_closed(group.schema), text, tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
     return None
 
 
@@ -177,7 +166,8 @@ def read_tool_sets(folder: Path, count: int) -> list[Tool]:
     """Different tools of BFCL, each valid by itself."""
     tools: dict[str, Tool] = {}
     for path in sorted(folder.glob("BFCL_v4_*.json")):
-        for entry in _lines(path):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
             for definition in entry.get("function", []):
                 try:
                     tool = read_tools([definition])[0]
@@ -192,9 +182,9 @@ def read_tool_sets(folder: Path, count: int) -> list[Tool]:
 # ---------------------------------------------------------------- a process an engine
 
 
-def in_process(engine: str, task: str, folder: Path, tokenizer: str, count: int) -> dict[str, float]:
+def in_process(engine: str, task: str, data: Path, tokenizer: str, count: int) -> dict[str, float]:
     """What a fresh process measures of one engine: "first" (microseconds) or "memory" (bytes)."""
-    command = [sys.executable, "-m", "toolprm_decode.benchmark.masks", engine, task, str(folder), tokenizer, str(count)]
+    command = [sys.executable, "-m", "toolprm_decode.benchmark.masks", engine, task, str(data), tokenizer, str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RequestError(f"{engine} could not be measured: {done.stderr.strip().splitlines()[-1:]}")
@@ -276,18 +266,16 @@ def measure(settings: MaskSettings, data: Path, tokenizer: Any, tokenizer_path: 
 
     Raises RequestError where data or a peer is missing.
     """
-    folder = data / "maskbench_fc"
-    engines = [engine(tokenizer) for engine in settings.engines]
-    judges = [engine for engine in engines if not isinstance(engine, OutlinesCore)]
+    judges = [kind(tokenizer) for kind in settings.engines if kind is not OutlinesCore]
     cases: list[Case] = []
-    for case in read_cases(folder, tokenizer, 10 * settings.schemas):
+    for case in read_cases(data, tokenizer, 10 * settings.schemas):
         report("schemas that all engines accept", len(cases) / settings.schemas)
         if all(accepts(engine, case) for engine in judges):
             cases.append(case)
         if len(cases) == settings.schemas:
             break
     if not cases:
-        raise RequestError(f"{folder}: no schema that all engines accept")
+        raise RequestError(f"{data}: no schema that all engines accept")
     tools = [tool for tool in read_tool_sets(data / "bfcl", max(settings.counts)) if _compiles(judges[0], tool)]
 
     figures: dict[str, dict[str, Any]] = {}
@@ -297,13 +285,13 @@ def measure(settings: MaskSettings, data: Path, tokenizer: Any, tokenizer_path: 
         figures[kind.name] = {name: _summary(us) for name, us in spent.items() if us.size}
         figures[kind.name]["schemas"] = schemas
         if kind is not OutlinesCore:
-            report(f"{kind.name}: many tools", number / len(engines))
+            report(f"{kind.name}: many tools", number / len(settings.engines))
             figures[kind.name]["tools_ms"] = measure_tools(kind(tokenizer), tools, settings.counts)
-            report(f"{kind.name}: a fresh process", number / len(engines))
-            runs = [in_process(kind.name, "first", folder, tokenizer_path, 1) for _ in range(3)]
+            report(f"{kind.name}: a fresh process", number / len(settings.engines))
+            runs = [in_process(kind.name, "first", data, tokenizer_path, 1) for _ in range(3)]
             figures[kind.name]["process"] = {name: min(run[name] for run in runs) for name in runs[0]}
-            report(f"{kind.name}: memory", number / len(engines))
-            figures[kind.name]["memory"] = in_process(kind.name, "memory", folder, tokenizer_path, settings.memory_sets)
+            report(f"{kind.name}: memory", number / len(settings.engines))
+            figures[kind.name]["memory"] = in_process(kind.name, "memory", data, tokenizer_path, settings.memory_sets)
     return {
         "ratios": ratios(figures),
         "targets": TARGETS,
@@ -396,12 +384,12 @@ def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, float | None]:
     return found
 
 
-def _main(name: str, task: str, folder: str, tokenizer_path: str, count: str) -> None:
+def _main(name: str, task: str, data: str, tokenizer_path: str, count: str) -> None:
     from toolprm_decode.benchmark.models import find_tokenizer
 
     tokenizer, _ = find_tokenizer(tokenizer_path)
     engine = next(kind for kind in ENGINES if kind.name == name)
-    cases = list(read_cases(Path(folder), tokenizer, SCHEMAS))
+    cases = list(read_cases(Path(data), tokenizer, SCHEMAS))
     if task == "first":
         print(json.dumps(first_of_process(engine, tokenizer, cases)))
     else:

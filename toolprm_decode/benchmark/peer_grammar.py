@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import re
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from toolprm_decode.benchmark.libraries import library
 from toolprm_decode.errors import RequestError
 from toolprm_decode.tools import Tool
 
@@ -18,16 +18,6 @@ from toolprm_decode.tools import Tool
 MAX_PARAMETERS = 6
 # What a pattern may be made of here: classes of ASCII without escapes, and plain characters, each with a count.
 _PART = re.compile(r"(?P<what>\[[^\[\]\\^]+\]|[A-Za-z0-9 :_,-])(?P<count>\{\d+(?:,\d+)?\})?")
-
-
-def xgrammar() -> Any:
-    """The library. Raises RequestError where it is not installed."""
-    try:
-        return importlib.import_module("xgrammar")
-    except ImportError as error:
-        raise RequestError(
-            f"the loops to compare with need xgrammar ({error}): pip install 'toolprm_decode[bench]'"
-        ) from error
 
 
 class PeerGrammar:
@@ -41,7 +31,7 @@ class PeerGrammar:
     """
 
     def __init__(self, tools: Sequence[Tool], tokenizer: Any, vocab_size: int):
-        self._library = xgrammar()
+        self._library = library("xgrammar")
         self._ebnf = call_ebnf(tools)
         stop = [tokenizer.eos_token_id]
         self._info = self._library.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size, stop_token_ids=stop)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +11,8 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from toolprm_decode.errors import BudgetExceeded, RequestError, ToolSchemaError
+from toolprm_decode.benchmark.libraries import LLGUIDANCE_OPTIONS, XGRAMMAR_OPTIONS, library
+from toolprm_decode.errors import BudgetExceeded, ToolSchemaError
 from toolprm_decode.grammar.automata import Impossible
 from toolprm_decode.grammar.call_grammar import CallGrammar
 from toolprm_decode.machine import package_versions
@@ -73,13 +71,11 @@ class Ours:
     def __init__(self, *, strict: bool = True):
         self.name = "toolprm_decode" if strict else "toolprm_decode, not strict"
         self.version = _version("toolprm_decode")
-        self._options: dict[str, Any] = {} if strict else {"strict": False}
+        self._strict = strict
 
     def compile(self, schema: Any) -> Compiled:
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                grammar = CallGrammar.for_schema(schema, byte_tokenizer(), **self._options)
+            grammar = CallGrammar.for_schema(schema, byte_tokenizer(), strict=self._strict)
         except Impossible as error:
             raise Unsatisfiable(_first_line(error)) from error
         except (ToolSchemaError, BudgetExceeded) as error:
@@ -91,21 +87,18 @@ class Ours:
             except BudgetExceeded as error:
                 raise Refused(_first_line(error)) from error
 
-        told = [*getattr(grammar, "warnings", ()), *(warning.message for warning in caught)]
-        return Compiled(accepts, [str(warning) for warning in told])
+        return Compiled(accepts, [str(warning) for warning in grammar.warnings])
 
 
 class LLGuidance:
     """llguidance. lenient: what it does not know is left out with a warning, not refused."""
 
     def __init__(self, *, lenient: bool = False):
-        self._library = _peer("llguidance")
+        self._library = library("llguidance")
         self.name = "llguidance, lenient" if lenient else "llguidance"
         self.version = _version("llguidance")
-        self._tokenizer = _peer("llguidance.hf").from_tokenizer(byte_tokenizer(), n_vocab=len(byte_tokenizer()))
-        self._options: dict[str, Any] = {"whitespace_flexible": False, "key_separator": ": ", "item_separator": ", "}
-        if lenient:
-            self._options["lenient"] = True
+        self._tokenizer = library("llguidance.hf").from_tokenizer(byte_tokenizer(), n_vocab=len(byte_tokenizer()))
+        self._options = {**LLGUIDANCE_OPTIONS, "lenient": True} if lenient else LLGUIDANCE_OPTIONS
 
     def compile(self, schema: Any) -> Compiled:
         library = self._library
@@ -133,16 +126,14 @@ class XGrammar:
     """xgrammar, by JSON Schema's own rules for additional properties. It warns of nothing that can be read."""
 
     def __init__(self) -> None:
-        self._library = _peer("xgrammar")
+        self._library = library("xgrammar")
         self.name, self.version = "xgrammar", _version("xgrammar")
         info = self._library.TokenizerInfo.from_huggingface(byte_tokenizer(), vocab_size=len(byte_tokenizer()))
         self._compiler = self._library.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
     def compile(self, schema: Any) -> Compiled:
         try:
-            grammar = self._compiler.compile_json_schema(
-                json.dumps(schema), any_whitespace=False, separators=(", ", ": "), strict_mode=False
-            )
+            grammar = self._compiler.compile_json_schema(json.dumps(schema), **XGRAMMAR_OPTIONS)
         except Exception as error:
             raise Refused(_first_line(error)) from error
 
@@ -155,20 +146,13 @@ class XGrammar:
 
 def engines() -> dict[str, Callable[[], Engine]]:
     """What can be compared, by name; making one raises RequestError where its library is not installed."""
-    known: dict[str, Callable[[], Engine]] = {"ours": Ours}
-    if "strict" in inspect.signature(CallGrammar.for_schema).parameters:
-        known["ours-not-strict"] = lambda: Ours(strict=False)
-    known["llguidance"] = LLGuidance
-    known["llguidance-lenient"] = lambda: LLGuidance(lenient=True)
-    known["xgrammar"] = XGrammar
-    return known
-
-
-def _peer(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise RequestError(f"{name} is not installed ({error}): pip install 'toolprm_decode[bench]'") from error
+    return {
+        "ours": Ours,
+        "ours-not-strict": lambda: Ours(strict=False),
+        "llguidance": LLGuidance,
+        "llguidance-lenient": lambda: LLGuidance(lenient=True),
+        "xgrammar": XGrammar,
+    }
 
 
 def _version(name: str) -> str:
