@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from toolprm_decode.grammar.members import spellings
 from toolprm_decode.grammar.merging import Schema
 from toolprm_decode.grammar.schema import SchemaCompiler, Style
 from toolprm_decode.grammar.vocabulary import load_tokenizer, vocabulary
+from toolprm_decode.machine import usable_cores
 from toolprm_decode.tools import Tool, read_tools
 
 MAX_INSTRUCTIONS = 4_000_000
@@ -66,9 +66,7 @@ def fill_masks(matchers: Sequence[Matcher], rows: npt.NDArray[np.int32], *, thre
 
     Raises ValueError for rows that do not fit, and what fill_mask() does; then some rows may be written.
     """
-    if threads is None:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    _core.fill_masks(list(matchers), rows, max(1, threads))
+    _core.fill_masks(list(matchers), rows, max(1, usable_cores() if threads is None else threads))
 
 
 class CallGrammar:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 from toolprm_decode.errors import ToolSchemaError, UnsupportedSchemaError
 from toolprm_decode.grammar.merging import Schema
-from toolprm_decode.grammar.objects import escaped
+from toolprm_decode.grammar.objects import escaped, unescaped
 
 __all__ = ["SchemaWarning", "leaving_out"]
 
@@ -85,7 +84,7 @@ def _place(schema: Any, pointer: str, keyword: str) -> _Path | None:
     path: list[Any] = []
     trail: list[tuple[_Path, Any]] = [((), schema)]
     for part in pointer.split("/")[1:]:
-        part = unquote(part).replace("~1", "/").replace("~0", "~")
+        part = unescaped(part)
         if isinstance(here, dict) and part in here:
             here = here[part]
             path.append(part)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +124,11 @@ class Names:
 def escaped(part: str) -> str:
     """A part of a JSON pointer."""
     return part.replace("~", "~0").replace("/", "~1")
+
+
+def unescaped(part: str) -> str:
+    """What a part of a JSON pointer names, in a URI's fragment too."""
+    return unquote(part).replace("~1", "/").replace("~0", "~")
 
 
 def kinds_of_keys(

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
 from toolprm_decode.grammar.merging import Schema
+from toolprm_decode.grammar.objects import escaped
 
 __all__ = ["localised", "needs_localising"]
 
@@ -32,7 +33,7 @@ def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         if word in _NAMED and isinstance(value, dict):
             for name, member in value.items():
                 if isinstance(name, str):
-                    part = name.replace("~", "~0").replace("/", "~1").replace("%", "%25")
+                    part = escaped(name).replace("%", "%25")
                     yield f"/{word}/{part}", member
         elif word in _LISTED and isinstance(value, list):
             for index, member in enumerate(value):

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, NoReturn
-from urllib.parse import unquote
 
 from toolprm_decode import _core
 from toolprm_decode.errors import BudgetExceeded, ToolSchemaError, UnsupportedSchemaError
@@ -35,6 +34,7 @@ from toolprm_decode.grammar.merging import (
     type_of,
 )
 from toolprm_decode.grammar.negation import REWRITTEN, rewritten
+from toolprm_decode.grammar.objects import unescaped
 from toolprm_decode.grammar.references import localised, needs_localising
 from toolprm_decode.grammar.unevaluated import UNEVALUATED, evaluated
 
@@ -239,7 +239,7 @@ class SchemaCompiler:
         if local.startswith("#/"):
             found: Any = self.root
             for part in local[2:].split("/"):
-                part = unquote(part).replace("~1", "/").replace("~0", "~")
+                part = unescaped(part)
                 if isinstance(found, dict) and part in found:
                     found = found[part]
                 elif isinstance(found, list) and part.isdigit() and int(part) < len(found):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from toolprm_decode.errors import (
     ModelNotSupported,
     RequestError,
 )
+from toolprm_decode.machine import usable_cores
 from toolprm_decode.rewards import ToolPRM
 
 # Scores prefixes of answers for a request: core steps up to and with the one to score.
@@ -483,8 +483,7 @@ def _beside(policy: Engine, reward: ToolPRM | None, scored: bool) -> bool:
         return False
     if policy.device != reward.engine.device:
         return True
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return policy.device.type == "cpu" and 2 * torch.get_num_threads() <= cores
+    return policy.device.type == "cpu" and 2 * torch.get_num_threads() <= usable_cores()
 
 
 def _host(logits: torch.Tensor) -> np.ndarray:
