@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,17 @@ def unpacked(source: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # parallel test runs must not read half an archive
         subprocess.run([str(script), str(target)], check=True, stdout=subprocess.DEVNULL)
     return target
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """The command line silences transformers, for its own process only: for tests that call it in this one."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
+    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

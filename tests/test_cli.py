@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from .search.models import SWAP, SWITCH, policy, reward, tokenizer
 TOOLS = [SWITCH, SWAP]
 QUICK = ["--beams", "2", "--width", "3", "--max-tokens", "40", "--require-call"]
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,15 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     reward().save_pretrained(folder / "prm")
     (folder / "tools.json").write_text(json.dumps(TOOLS))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """The command line silences transformers, for its own process only."""
-    before = hf.logging.get_verbosity()
-    yield
-    hf.logging.set_verbosity(before)
-    hf.logging.enable_progress_bar()
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:

@@ -8,27 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import transformers as hf
 
 from toolprm_decode.cli import main
 from toolprm_decode.demo import REQUEST, TOOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(autouse=True)
-def own_logging() -> Iterator[None]:
-    """The command line silences transformers, for its own process only."""
-    before = hf.logging.get_verbosity()
-    yield
-    hf.logging.set_verbosity(before)
-    hf.logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("own_logging")
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
