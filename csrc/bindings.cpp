@@ -4,7 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <limits>
 
 #include "automaton.h"
 #include "toolprm/grammar.h"
@@ -40,6 +42,13 @@ Tokenize wrap_tokenize(const py::object &callable) {
 
 template <class T> py::array_t<T> to_array(const std::vector<T> &values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+// What a caller has of numbers, as numpy: an array, what has __array__ (tensors of torch on the CPU, lists), or what
+// speaks DLPack alone. Nothing is copied that need not be.
+py::array to_numpy(const py::object &values) {
+  const bool speaks = py::hasattr(values, "__dlpack__") && !py::hasattr(values, "__array__");
+  return py::module_::import("numpy").attr(speaks ? "from_dlpack" : "asarray")(values);
 }
 
 // Rows of a mask: int32, contiguous, writeable, one dimension or two. Returns their width in words.
@@ -344,6 +353,36 @@ template <class T> std::span<const T> to_span(const py::array_t<T, py::array::c_
 using Tokens = py::array_t<TokenId, py::array::c_style | py::array::forcecast>;
 using Doubles = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
+// Token ids of any integer type. One that int32 cannot hold is refused: cut off, it would be another token.
+Tokens to_tokens(const py::object &values) {
+  const py::array array = to_numpy(values);
+  const char kind = array.dtype().kind();
+  if (array.size() > 0 && kind != 'i' && kind != 'u')
+    throw py::type_error("tokens must be whole numbers, not " + std::string(py::str(array.dtype())));
+  if (array.dtype().itemsize() > static_cast<py::ssize_t>(sizeof(TokenId)) || kind == 'u') {
+    const auto wide = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
+    for (const std::int64_t token : to_span(wide))
+      if (token < -1 || token > std::numeric_limits<TokenId>::max())
+        throw py::value_error("there is no token " + std::to_string(token));
+  }
+  return Tokens::ensure(array);
+}
+
+Doubles to_doubles(const py::object &values) {
+  auto made = Doubles::ensure(to_numpy(values));
+  if (!made)
+    throw py::error_already_set();
+  return made;
+}
+
+// Logits, which are too many to be converted along the way: float32, contiguous.
+py::array_t<float, py::array::c_style> to_logits(const py::object &values, const char *name) {
+  const py::array array = to_numpy(values);
+  if (!py::isinstance<py::array_t<float, py::array::c_style>>(array))
+    throw py::type_error(std::string(name) + " must be float32 and contiguous, on the CPU");
+  return array;
+}
+
 // Why a pass could not be run is the caller's to know.
 struct PassFailed : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -351,8 +390,8 @@ struct PassFailed : std::runtime_error {
 
 // Draws the samples that a DECODE plan wants from logits: float32 [full outputs, at least the vocabulary] and
 // [other outputs, few ids]. Requests whose logits cannot be drawn from are told, with the reason.
-py::tuple sample_plan(const Plan &plan, const py::array_t<float, py::array::c_style> &logits,
-                      const py::array_t<float, py::array::c_style> &few_logits) {
+py::tuple sample_plan(const Plan &plan, const py::object &all_logits, const py::object &all_few_logits) {
+  const auto logits = to_logits(all_logits, "logits"), few_logits = to_logits(all_few_logits, "few_logits");
   const auto full = static_cast<std::size_t>(plan.full_outputs);
   if (logits.ndim() != 2 || static_cast<std::size_t>(logits.shape(0)) != full)
     throw py::value_error("logits must be [" + std::to_string(full) + ", vocabulary]");
@@ -503,7 +542,21 @@ void bind_search(py::module_ &m) {
       .def_property_readonly("mask_index", [](const Plan &p) { return to_array(p.mask_index); })
       .def_property_readonly("draws", [](const Plan &p) { return to_array(p.draws); })
       .def_property_readonly("temperatures", [](const Plan &p) { return to_array(p.temperatures); })
+      .def_property_readonly("sampling",
+                             [](const Plan &p) {
+                               py::array_t<std::int32_t> kinds(static_cast<py::ssize_t>(p.sampling.size()));
+                               std::transform(p.sampling.begin(), p.sampling.end(), kinds.mutable_data(),
+                                              [](Sampling kind) { return static_cast<std::int32_t>(kind); });
+                               return kinds;
+                             })
+      .def_property_readonly("parents",
+                             [](const Plan &p) {
+                               static_assert(sizeof(Perturbed) == 2 * sizeof(double));
+                               return py::array_t<double>({static_cast<py::ssize_t>(p.parents.size()), py::ssize_t{2}},
+                                                          reinterpret_cast<const double *>(p.parents.data()));
+                             })
       .def_property_readonly("uniforms", [](const Plan &p) { return to_array(p.uniforms); })
+      .def_property_readonly("gumbel_uniforms", [](const Plan &p) { return to_array(p.gumbel_uniforms); })
       .def_readonly("full_outputs", &Plan::full_outputs)
       .def_property_readonly("few_ids", [](const Plan &p) { return to_array(p.few_ids); })
       .def_readonly("requests", &Plan::requests)
@@ -588,23 +641,27 @@ void bind_search(py::module_ &m) {
           py::arg("side") = std::nullopt, py::return_value_policy::reference_internal, released)
       .def(
           "commit_tokens",
-          [](Search &self, const Tokens &tokens, const Doubles &logprobs, const std::optional<Doubles> &perturbed) {
-            auto t = to_span(tokens);
-            auto l = to_span(logprobs);
+          [](Search &self, const py::object &tokens, const py::object &logprobs, const py::object &perturbed) {
+            const auto ids = to_tokens(tokens);
+            const auto natural = to_doubles(logprobs);
+            auto t = to_span(ids);
+            auto l = to_span(natural);
             std::span<const Perturbed> p;
-            if (perturbed) {
-              if (perturbed->ndim() != 2 || perturbed->shape(1) != 2)
+            std::optional<Doubles> places;
+            if (!perturbed.is_none()) {
+              places = to_doubles(perturbed);
+              if (places->ndim() != 2 || places->shape(1) != 2)
                 throw py::value_error("perturbed must be [samples, 2]");
-              p = {reinterpret_cast<const Perturbed *>(perturbed->data()),
-                   static_cast<std::size_t>(perturbed->shape(0))};
+              p = {reinterpret_cast<const Perturbed *>(places->data()), static_cast<std::size_t>(places->shape(0))};
             }
             py::gil_scoped_release release;
             self.commit_tokens(t, l, p);
           },
-          py::arg("tokens"), py::arg("logprobs"), py::arg("perturbed") = std::nullopt)
+          py::arg("tokens"), py::arg("logprobs"), py::arg("perturbed") = py::none())
       .def("commit_scores",
-           [](Search &self, const Doubles &scores) {
-             auto s = to_span(scores);
+           [](Search &self, const py::object &scores) {
+             const auto judged = to_doubles(scores);
+             auto s = to_span(judged);
              py::gil_scoped_release release;
              self.commit_scores(s);
            })
@@ -623,7 +680,7 @@ void bind_search(py::module_ &m) {
         return std::make_pair(s.idle_blocks(Side::kPolicy), s.idle_blocks(Side::kReward));
       });
 
-  m.def("sample_plan", &sample_plan, py::arg("plan"), py::arg("logits").noconvert(), py::arg("few_logits").noconvert(),
+  m.def("sample_plan", &sample_plan, py::arg("plan"), py::arg("logits"), py::arg("few_logits"),
         "The draws of a DECODE plan: int32 tokens, float64 log-probabilities and float64 [samples, 2] perturbed ones, "
         "one a sample, and what is wrong with the logits of a request, by its id.");
   m.def("uniform", &uniform, py::arg("seed"), py::arg("candidate"), py::arg("position"), py::arg("round"),
