@@ -182,6 +182,11 @@ class CallGrammar:
         return _steps([*steps, *last])
 
     @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer."""
+        return self._vocabulary.stop_ids
+
+    @property
     def vocabulary_size(self) -> int:
         """Number of token ids; a mask row has ceil(vocabulary_size / 32) words."""
         return len(self._vocabulary)
