@@ -11,26 +11,28 @@ import torch
 from toolprm_decode.errors import ModelNotSupported
 from toolprm_decode.grammar import CallGrammar, Matcher, fill_masks
 
-# An answer on its way: its grammar, and where it stands; None once it is not legal any more.
-Place = tuple[CallGrammar, Matcher | None]
+
+def after(matcher: Matcher | None, token: int) -> Matcher | None:
+    """A fork that has read a token; None where that is not legal. An answer that has ended stays as it is."""
+    if matcher is None or matcher.is_stopped:
+        return matcher
+    fork = matcher.fork()
+    return None if fork.try_accept(token) is None else fork
 
 
-def legal_tokens(places: Sequence[Place], width: int) -> np.ndarray:
+def legal_tokens(matchers: Sequence[Matcher | None], stop_ids: Sequence[Sequence[int]], width: int) -> np.ndarray:
     """The masks of rows of logits of that width: int32 [rows, words], bit = legal.
 
-    Where an answer has ended, or has left the grammar, nothing but the end is legal.
-    Raises ModelNotSupported where the grammar's tokenizer has more tokens than the model has logits, BudgetExceeded as
-    Matcher.fill_mask().
+    Where an answer has ended, or has left its grammar (None), nothing but the row's stop ids is legal.
+    Raises BudgetExceeded as Matcher.fill_mask().
     """
-    masks = np.zeros((len(places), -(-width // 32)), np.int32)
-    for grammar, _ in places:
-        check_width(grammar, width)
-    open_rows = [row for row, (_, matcher) in enumerate(places) if matcher is not None and not matcher.is_stopped]
-    legal = masks[open_rows]
-    fill_masks([places[row][1] for row in open_rows], legal)  # type: ignore[misc]  # None is left out above
-    masks[open_rows] = legal
-    for row in set(range(len(places))).difference(open_rows):
-        for stop in places[row][0].stop_ids:
+    masks = np.zeros((len(matchers), -(-width // 32)), np.int32)
+    going_on = {i: matcher for i, matcher in enumerate(matchers) if matcher is not None and not matcher.is_stopped}
+    legal = masks[list(going_on)]
+    fill_masks(list(going_on.values()), legal)
+    masks[list(going_on)] = legal
+    for row in set(range(len(matchers))).difference(going_on):
+        for stop in stop_ids[row]:
             masks[row].view(np.uint32)[stop // 32] |= np.uint32(1 << stop % 32)
     return masks
 

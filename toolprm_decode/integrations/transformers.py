@@ -17,7 +17,7 @@ from transformers import LogitsProcessor
 
 from toolprm_decode.errors import RequestError
 from toolprm_decode.grammar import CallGrammar, Matcher
-from toolprm_decode.integrations.masks import Place, forbid, legal_tokens
+from toolprm_decode.integrations.masks import after, check_width, forbid, legal_tokens
 
 # Calls whose states are kept: assisted generation goes back by the tokens of a draft.
 _CALLS = 128
@@ -64,21 +64,23 @@ class GrammarLogitsProcessor(LogitsProcessor):
         if self._thread not in (None, threading.get_ident()):
             raise RequestError("a processor belongs to one thread: make another one, the grammar can be shared")
         self._thread = threading.get_ident()
-        places = self._read(input_ids.to("cpu", torch.int32).numpy())
-        masks = legal_tokens(places, scores.shape[1])
-        made = forbid(scores, masks)
+        for grammar in self.grammars:
+            check_width(grammar, scores.shape[1])
+        grammars, matchers = self._read(input_ids.to("cpu", torch.int32).numpy())
+        stops = [self.grammars[i].stop_ids for i in grammars]
+        made = forbid(scores, legal_tokens(matchers, stops, scores.shape[1]))
         for row in torch.isneginf(made).all(1).nonzero().flatten().tolist():
-            grammar, matcher = places[row]
+            matcher = matchers[row]
             if matcher is not None and not matcher.is_complete:
                 raise RequestError(
                     f"row {row}: other logits processors forbid every legal token after {matcher.text[-40:]!r}: "
                     "leave out bad_words_ids, suppress_tokens, forced_eos_token_id and the like"
                 )
-            made[row, grammar.stop_ids] = 0.0
+            made[row, stops[row]] = 0.0
         return made  # type: ignore[return-value]
 
-    def _read(self, rows: np.ndarray) -> list[Place]:
-        """Where each row stands, kept for the rows that go on from it."""
+    def _read(self, rows: np.ndarray) -> tuple[list[int], list[Matcher | None]]:
+        """The index of each row's grammar, and where it stands there, kept for the rows that go on from it."""
         if len(rows) % len(self.grammars):
             raise RequestError(
                 f"{len(rows)} rows cannot be shared out among {len(self.grammars)} grammars: give one grammar, or one "
@@ -95,26 +97,18 @@ class GrammarLogitsProcessor(LogitsProcessor):
             self._states.move_to_end(_key(i, row))
         while len(self._states) > _CALLS * len(rows):
             self._states.popitem(last=False)
-        return [(self.grammars[i], matcher) for i, matcher in zip(grammars, matchers, strict=True)]
+        return grammars, matchers
 
     def _continued(self, grammars: Sequence[int], rows: np.ndarray) -> list[Matcher | None] | None:
         """The matchers after the last token of each row; None where the rows begin answers."""
         before = [_key(i, row[:-1]) for i, row in zip(grammars, rows, strict=True)]
         if not rows.shape[1] or not all(key in self._states for key in before):
             return None
-        matchers = [_after(self._states[key], int(row[-1])) for key, row in zip(before, rows, strict=True)]
+        matchers = [after(self._states[key], int(row[-1])) for key, row in zip(before, rows, strict=True)]
         # Where generate() goes back behind a draft, it has chosen a legal token. Else it is the prompt of another call,
         # a token longer than what was seen before.
         follows = rows.shape[1] == self._length + 1
         return matchers if follows or None not in matchers else None
-
-
-def _after(matcher: Matcher | None, token: int) -> Matcher | None:
-    """A fork that has read the token; None where it may not. One that has ended stays: generate() pads it."""
-    if matcher is None or matcher.is_stopped:
-        return matcher
-    fork = matcher.fork()
-    return None if fork.try_accept(token) is None else fork
 
 
 def _key(grammar: int, row: np.ndarray) -> bytes:
