@@ -59,6 +59,10 @@ class DeadlineExceeded(ToolprmError, TimeoutError):
     """A request was not answered in the time that it was given."""
 
 
+class ServerError(ToolprmError, ConnectionError):
+    """A server that is needed does not answer, or not as it should."""
+
+
 class DataError(ToolprmError, ValueError):
     """A file, line or record that cannot be used."""
 

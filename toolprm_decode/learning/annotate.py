@@ -38,6 +38,7 @@ class Annotated:
         policy_tokens: tokens run through the policy, earlier runs included.
         skipped_rows: (place, reason) of the rows of the source that could not be used.
         skipped_queries: (id, reason) of the queries that could not be asked.
+        dropped: answers of a server that were not legal, or cut off.
         stopped: the token budget ended the run before the last query.
     """
 
@@ -49,6 +50,7 @@ class Annotated:
     policy_tokens: int = 0
     skipped_rows: list[tuple[str, str]] = field(default_factory=list)
     skipped_queries: list[tuple[str, str]] = field(default_factory=list)
+    dropped: int = 0
     stopped: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class Annotated:
             "policy_tokens": self.policy_tokens,
             "skipped_rows": len(self.skipped_rows),
             "skipped_queries": len(self.skipped_queries),
+            "dropped": self.dropped,
             "stopped": self.stopped,
         }
 
@@ -92,7 +95,8 @@ def annotate(
 
     Args:
         source: what `read_samples` takes, several paths or ids of it, or a sequence of samples.
-        policy: its folder or hub id, or a decoder that has it. A decoder's weights are not compared with those of an
+        policy: its folder or hub id (with settings.server, its tokenizer is enough), or a decoder that has it. A
+            decoder's weights are not compared with those of an
             earlier run; a folder's are.
         settings: how the policy is asked (arXiv 2510.14703: about ten rollouts a query).
         shape, split, limit, on_error: as for `read_samples`, of each source.
@@ -170,7 +174,7 @@ def annotate(
         progress=queries_done,
     )
     done.queries, done.made, done.stopped = made.queries, made.made, made.stopped
-    done.policy_tokens, done.skipped_queries = made.policy_tokens, made.skipped
+    done.policy_tokens, done.skipped_queries, done.dropped = made.policy_tokens, made.skipped, made.dropped
     if not made.queries:
         raise DataError(f"no query of {name} could be asked: {made.skipped[0][0]}: {made.skipped[0][1]}")
     skipped = [{"where": where, "reason": reason} for where, reason in [*done.skipped_rows, *made.skipped]]
@@ -267,6 +271,8 @@ def _about(
         "seed": settings.seed,
         "left out": f"{len(done.skipped_rows)} rows and {len(done.skipped_queries)} queries that could not be used",
     }
+    if settings.server is not None:
+        about["server"] = f"{settings.server.model or 'its first model'}; {done.dropped:,} answers could not be used"
     if done.stopped:
         about["stopped"] = "the token budget ended the run before the last query"
     return {**about, "command": command} if command else about

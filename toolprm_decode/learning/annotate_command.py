@@ -10,6 +10,9 @@ from typing import Any
 
 from toolprm_decode.models import MODELS
 
+# As toolprm_decode.learning.served has it, which is too much to import for a help text.
+KEY = "TOOLPRM_SERVER_KEY"
+
 # Reasons shown of what was left out; all of them are in OUT/rollouts/skipped.jsonl.
 _SHOWN = 5
 
@@ -59,6 +62,20 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--max-total-tokens", type=int, metavar="N", help="begin no further shard after so many tokens of the policy"
     )
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="roll out on a server of OpenAI's completions, such as http://host:8000/v1; of --policy only the "
+        f"tokenizer is read; ${KEY} holds the server's key",
+    )
+    parser.add_argument("--server-model", metavar="NAME", help="the policy's name there (default: the first listed)")
+    parser.add_argument("--server-options", metavar="JSON", help='more members of each request, e.g. {"top_p": 0.9}')
+    parser.add_argument(
+        "--constrained", action="store_true", help="the server is vLLM with this package: keep it within the grammar"
+    )
+    parser.add_argument("--concurrency", type=int, default=16, metavar="N", help="requests at a time (default 16)")
+    parser.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds a request (default 300)")
+    parser.add_argument("--retries", type=int, default=5, metavar="N", help="tries after a failed one (default 5)")
     parser.add_argument("--ray", type=int, default=0, metavar="N", help="roll out with N Ray actors")
     parser.set_defaults(run=run)
 
@@ -68,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     from toolprm_decode.learning.rollouts import RolloutSettings
 
     names = ("samples", "temperature", "seed", "format", "max_tokens", "batch_size", "strategy", "beams", "prm")
-    settings = RolloutSettings(**{name: getattr(options, name) for name in names})
+    settings = RolloutSettings(**{name: getattr(options, name) for name in names}, server=_server(options))
 
     from rich.console import Console
     from rich.progress import Progress
@@ -102,6 +119,8 @@ def run(options: argparse.Namespace) -> None:
             command=_command(options),
             progress=progress,
         )
+    if made.dropped:
+        console.print(f"{made.dropped:,} answers of the server were not legal, or cut off: they are left out")
     for what, skipped in (("rows", made.skipped_rows), ("queries", made.skipped_queries)):
         for where, reason in skipped[:_SHOWN]:
             console.print(f"left out: {where}: {reason}", soft_wrap=True)
@@ -112,6 +131,26 @@ def run(options: argparse.Namespace) -> None:
     print(json.dumps(made.to_json()))
 
 
+def _server(options: argparse.Namespace) -> Any:
+    """The server that is asked for, if any. Raises RequestError."""
+    from toolprm_decode.errors import RequestError
+    from toolprm_decode.learning.served import Server
+
+    if options.server is None:
+        if options.server_model or options.server_options or options.constrained:
+            raise RequestError(
+                "--server-model, --server-options and --constrained are about a server: name it, --server"
+            )
+        return None
+    try:
+        more = json.loads(options.server_options or "{}")
+    except ValueError as error:
+        raise RequestError(f"--server-options: not JSON ({error})") from error
+    names = ("concurrency", "timeout", "retries", "constrained")
+    asked = {name: getattr(options, name) for name in names}
+    return Server(options.server, options.server_model, options=more, **asked)
+
+
 def _command(options: argparse.Namespace) -> str:
     """The command as it can be typed again, defaults included."""
     words = ["toolprm", "annotate", *options.source]
@@ -120,5 +159,7 @@ def _command(options: argparse.Namespace) -> str:
             continue
         if name == "policy" and value == str(MODELS / "policy"):
             continue  # wherever the package lies
+        if options.server is None and name in ("concurrency", "timeout", "retries"):
+            continue  # of a server
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return shlex.join(words)

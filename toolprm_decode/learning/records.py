@@ -37,14 +37,14 @@ class LabelledAnswer:
         steps: its decisions.
         labels: which of them are right, one each.
         count: how many rollouts were this text.
-        logprob: natural log-probability under the policy.
+        logprob: natural log-probability under the policy, None where it is not known.
     """
 
     text: str
     steps: Sequence[Step]
     labels: Sequence[bool]
     count: int = 1
-    logprob: float = 0.0
+    logprob: float | None = 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def trajectory_rows(sample: Sample, format: str, answers: Iterable[LabelledAnswe
             "format": format,
             "text": answer.text,
             "count": answer.count,
-            "logprob": float(answer.logprob),
+            "logprob": None if answer.logprob is None else float(answer.logprob),
             "label": _sign(all(answer.labels)),
             "steps": [
                 {"kind": step.kind, "text": step.text, "path": step.path, "label": _sign(right)}

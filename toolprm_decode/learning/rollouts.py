@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolprm_decode.decoding import Decoded, Decoder, Request
 from toolprm_decode.errors import BudgetExceeded, FormatError, RequestError, ToolprmError, ToolSchemaError
@@ -16,12 +16,15 @@ from toolprm_decode.grammar.call_grammar import Step
 from toolprm_decode.questions.samples import Sample
 from toolprm_decode.search import Search
 
+if TYPE_CHECKING:
+    from toolprm_decode.learning.served import ServedPolicy, Server
+
 log = logging.getLogger(__name__)
 
 STRATEGIES = ("sample", "search")
 
 # What is wrong with one query, and no reason to stop at it.
-_REFUSALS = (ToolSchemaError, FormatError, RequestError, BudgetExceeded)
+REFUSALS = (ToolSchemaError, FormatError, RequestError, BudgetExceeded)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class RolloutSettings:
         beams: prefixes that "search" retains.
         policy: folder or hub id of the policy, for `decoder`.
         prm: folder or hub id of the reward model that "search" ranks by, None for the log-probability.
+        server: where the policy runs, None for here. Of `policy`, only the tokenizer is then read.
 
     Raises:
         RequestError: a value is out of range. FormatError: an unknown format.
@@ -56,6 +60,7 @@ class RolloutSettings:
     beams: int = 4
     policy: str | None = None
     prm: str | None = None
+    server: Server | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -64,6 +69,8 @@ class RolloutSettings:
             raise RequestError(f"batch_size must be a whole number of 1 or more, not {self.batch_size!r:.60}")
         if self.prm is not None and self.strategy != "search":
             raise RequestError("a reward model takes part in strategy 'search' alone: samples are drawn without one")
+        if self.server is not None and self.strategy != "sample":
+            raise RequestError("a server draws samples: strategy 'search' needs the policy here")
         get_format(self.format)
         self._search(self.seed)
 
@@ -72,10 +79,14 @@ class RolloutSettings:
         digest = hashlib.sha256(f"{self.seed}:{sample_id}".encode("utf-8", "surrogatepass")).digest()
         return self._search(int.from_bytes(digest[:8], "little"))
 
-    def decoder(self) -> Decoder:
-        """A decoder with the policy and the reward model named here. Raises what Decoder raises."""
+    def decoder(self) -> Decoder | ServedPolicy:
+        """A decoder with the policy and the reward model named here, or the policy's server. Raises what they raise."""
         if self.policy is None:
             raise RequestError("name the policy: a transformers folder or hub id")
+        if self.server is not None:
+            from toolprm_decode.learning.served import ServedPolicy
+
+            return ServedPolicy(self.server, self.policy, self.format)
         # Without prompts of earlier batches: what was read before changes the last digits of a log-probability, and a
         # run that goes on elsewhere must give the same.
         return Decoder(self.policy, self.prm, format=self.format, prefix_memory=0)
@@ -98,10 +109,11 @@ class Rollout:
 
     Attributes:
         text: what the policy wrote.
-        tokens: its token ids; empty for what a search gave up.
+        tokens: its token ids; empty for what a search gave up, or where a server does not give them.
         steps: its decisions.
         calls: [{"name", "arguments"}] that the text makes; of a start those begun, with the arguments so far.
-        logprob: natural log-probability, as Answer.logprob.
+        logprob: natural log-probability, as Answer.logprob; of a server, what it says: mostly among all tokens instead
+            of the legal ones, None where it says nothing.
         count: how many draws ended in it.
         finished: a whole answer.
     """
@@ -110,7 +122,7 @@ class Rollout:
     tokens: list[int]
     steps: list[Step]
     calls: list[dict[str, Any]]
-    logprob: float
+    logprob: float | None
     count: int
     finished: bool = True
 
@@ -143,6 +155,7 @@ class Rollouts:
 
     Attributes:
         skipped: (sample id, reason) of the queries that could not be asked.
+        dropped: answers of a server that could not be used.
         policy_tokens: tokens that the answers took of the policy, prompts in full.
         format: name of the call format, once a query was answered.
     """
@@ -151,6 +164,7 @@ class Rollouts:
     decoder: Decoder
     settings: RolloutSettings
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    dropped: int = 0
     policy_tokens: int = 0
     format: str | None = None
 
@@ -164,8 +178,7 @@ class Rollouts:
         answers = decode_each(self.decoder, requests)
         for sample, request, answer in zip(samples, requests, answers, strict=True):
             if isinstance(answer, ToolprmError):
-                log.info("query %s is skipped: %s", sample.id, answer)
-                self.skipped.append((sample.id, " ".join(str(answer).split())))
+                self._skip(sample, answer)
                 continue
             # Prompts count in full: a data set must not depend on which of its queries were decoded together.
             self.policy_tokens += answer.stats.policy_tokens + answer.stats.cached_tokens
@@ -175,6 +188,10 @@ class Rollouts:
             names = [tool.name for tool in grammar.tools]
             yield sample, _rollouts(answer, grammar.format, names)
 
+    def _skip(self, sample: Sample, reason: ToolprmError) -> None:
+        log.info("query %s is skipped: %s", sample.id, reason)
+        self.skipped.append((sample.id, " ".join(str(reason).split())))
+
 
 def decode_each(decoder: Decoder, requests: Sequence[Request]) -> list[Decoded | ToolprmError]:
     """An answer to each request, or why it is refused: by the grammar, or as too long.
@@ -183,19 +200,23 @@ def decode_each(decoder: Decoder, requests: Sequence[Request]) -> list[Decoded |
     """
     answers: list[Decoded | ToolprmError] = []
     for answer in decoder.decode_batch(requests, return_exceptions=True):
-        if isinstance(answer, Exception) and not isinstance(answer, _REFUSALS):
+        if isinstance(answer, Exception) and not isinstance(answer, REFUSALS):
             raise answer
         answers.append(answer)
     return answers
 
 
-def roll_out(samples: Iterable[Sample], decoder: Decoder, settings: RolloutSettings) -> Rollouts:
-    """Asks the decoder's policy for answers to every sample, in order, in batches.
+def roll_out(samples: Iterable[Sample], decoder: Decoder | ServedPolicy, settings: RolloutSettings) -> Rollouts:
+    """Asks the decoder's policy, or its server, for answers to every sample, in order, in batches.
 
     A query that the grammar refuses, or that is too long for the model, is left out and noted in `.skipped`.
-    Raises ModelNotSupported where the model's logits are not numbers.
+    Raises ModelNotSupported where the model's logits are not numbers, ServerError where the server does not answer.
     """
-    return Rollouts(samples, decoder, settings)
+    if isinstance(decoder, Decoder):
+        return Rollouts(samples, decoder, settings)
+    from toolprm_decode.learning.served import ServedRollouts
+
+    return ServedRollouts(samples, decoder, settings)
 
 
 def calls_so_far(text: str, last: str, format: Format, names: Sequence[str] = ()) -> list[dict[str, Any]]:

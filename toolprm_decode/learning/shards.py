@@ -15,6 +15,7 @@ from toolprm_decode.decoding import Decoder
 from toolprm_decode.errors import DataError, RequestError
 from toolprm_decode.files import write_whole
 from toolprm_decode.learning.rollouts import Rollout, RolloutSettings, roll_out
+from toolprm_decode.learning.served import ServedPolicy
 from toolprm_decode.questions.samples import Sample, digest
 from toolprm_decode.workers import import_ray, map_on_ray
 
@@ -34,6 +35,7 @@ class ShardStats:
         queries: queries in them that were answered. made: of these, in this run.
         policy_tokens: tokens run through the policy for all of them.
         skipped: (sample id, reason) of the queries that could not be asked.
+        dropped: answers of a server that could not be used.
         stopped: the token budget ended the run before the last query.
     """
 
@@ -42,6 +44,7 @@ class ShardStats:
     made: int = 0
     policy_tokens: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    dropped: int = 0
     stopped: bool = False
 
 
@@ -50,7 +53,7 @@ def make_shards(
     folder: str | os.PathLike[str],
     settings: RolloutSettings,
     *,
-    decoder: Decoder | None = None,
+    decoder: Decoder | ServedPolicy | None = None,
     shard_size: int = 256,
     max_total_tokens: int | None = None,
     workers: int = 0,
@@ -127,7 +130,10 @@ def read_shard(path: Path) -> Iterator[tuple[Sample, list[Rollout]]]:
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """What the first line of a shard says: samples (their digest), queries, policy_tokens, format, skipped."""
+    """What the first line of a shard says: samples (their digest), queries, policy_tokens, format, skipped.
+
+    Of a server's rollouts: dropped, too.
+    """
     for _, row in _rows(path):
         if isinstance(row, dict) and row.keys() >= _HEAD:
             return row
@@ -143,7 +149,11 @@ _Shard = tuple[int, list[Sample]]
 def _asked(settings: RolloutSettings) -> dict[str, Any]:
     """The settings that the rollouts depend on: batches change nothing, and paths may be moved."""
     names = ["samples", "temperature", "seed", "format", "max_tokens", "strategy"]
-    return {name: getattr(settings, name) for name in [*names, *(["beams"] if settings.strategy == "search" else [])]}
+    asked = {name: getattr(settings, name) for name in [*names, *(["beams"] if settings.strategy == "search" else [])]}
+    if settings.server is not None:  # which machine it is does not matter
+        server = settings.server
+        asked["server"] = {"model": server.model, "constrained": server.constrained, "options": dict(server.options)}
+    return asked
 
 
 def _is_new(folder: Path, asked: Mapping[str, Any]) -> bool:
@@ -209,11 +219,15 @@ def _count(path: Path, stats: ShardStats) -> dict[str, Any]:
     stats.queries += head["queries"]
     stats.policy_tokens += head["policy_tokens"]
     stats.skipped += [(name, reason) for name, reason in head["skipped"]]
+    stats.dropped += head.get("dropped", 0)
     return head
 
 
 def _here(
-    shards: Iterable[_Shard], settings: RolloutSettings, decoder: Decoder | None, report: Progress
+    shards: Iterable[_Shard],
+    settings: RolloutSettings,
+    decoder: Decoder | ServedPolicy | None,
+    report: Progress,
 ) -> Iterator[tuple[int, str]]:
     for index, samples in shards:
         decoder = decoder or settings.decoder()
@@ -244,7 +258,9 @@ class _Worker:
         return _shard_text(samples, self.decoder, self.settings, lambda queries: None)
 
 
-def _shard_text(samples: Sequence[Sample], decoder: Decoder, settings: RolloutSettings, report: Progress) -> str:
+def _shard_text(
+    samples: Sequence[Sample], decoder: Decoder | ServedPolicy, settings: RolloutSettings, report: Progress
+) -> str:
     """A whole shard: a line that says what it holds, then a line a query."""
     rolled, lines, before = roll_out(samples, decoder, settings), [], 0
     for sample, rollouts in rolled:
@@ -258,6 +274,7 @@ def _shard_text(samples: Sequence[Sample], decoder: Decoder, settings: RolloutSe
         "policy_tokens": rolled.policy_tokens,
         "format": rolled.format,
         "skipped": rolled.skipped,
+        **({"dropped": rolled.dropped} if settings.server else {}),
     }
     return "".join([_line(head), *lines])
 
