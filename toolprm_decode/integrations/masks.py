@@ -46,11 +46,16 @@ def check_width(grammar: CallGrammar, width: int) -> None:
         )
 
 
-def forbid(logits: torch.Tensor, masks: np.ndarray) -> torch.Tensor:
-    """The logits [rows, width], -inf where the row's mask has no bit. What is given stays as it is.
+def illegal(words: torch.Tensor, width: int) -> torch.Tensor:
+    """Which tokens have no bit in masks int32 [rows, words]: bool [rows, width], on the masks' device.
 
-    The words travel to the logits' device as they are: a 32nd of a mask of floats, an eighth of one of bools.
+    Masks travel to a device as they are, an eighth of what one of bools would be.
     """
+    bits = (words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1
+    return bits.flatten(1)[:, :width] == 0
+
+
+def forbid(logits: torch.Tensor, masks: np.ndarray) -> torch.Tensor:
+    """The logits [rows, width], -inf where the row's mask, int32 [rows, words], has no bit. What is given stays."""
     words = torch.from_numpy(masks).to(logits.device)
-    bits = (words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=logits.device)) & 1
-    return logits.masked_fill(bits.flatten(1)[:, : logits.shape[1]] == 0, -math.inf)
+    return logits.masked_fill(illegal(words, logits.shape[1]), -math.inf)

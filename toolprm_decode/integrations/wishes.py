@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,10 +25,13 @@ _KEPT = 128
 
 
 class Grammars:
-    """The grammars of a tokenizer that were asked for last; for any number of threads."""
+    """The grammars of a tokenizer that were asked for last; for any number of threads.
 
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
+    stop_ids: tokens that end an answer; default: the tokenizer's own.
+    """
+
+    def __init__(self, tokenizer: Any, stop_ids: Sequence[int] | None = None):
+        self._tokenizer, self._stop_ids = tokenizer, stop_ids
         self._made: OrderedDict[str, CallGrammar] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -42,7 +46,7 @@ class Grammars:
             if key in self._made:
                 self._made.move_to_end(key)
                 return self._made[key]
-        options = dict(asked)
+        options: dict[str, Any] = {**asked, "stop_ids": self._stop_ids}
         if "schema" in options:
             grammar = CallGrammar.for_schema(options.pop("schema"), self._tokenizer, **options)
         else:
