@@ -1,1 +1,1 @@
-"""What brings the decoder to others: an OpenAI-compatible server."""
+"""What brings the decoder to others: an OpenAI-compatible server, the sans-IO search, and plug-ins for other stacks."""
