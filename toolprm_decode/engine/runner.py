@@ -18,9 +18,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from toolprm_decode.engine.attention import NAME, Batch, ForwardPass, KVStore
+from toolprm_decode.engine.attention import NAME, Pass
+from toolprm_decode.engine.batch import Batch
 from toolprm_decode.engine.packing import packed_linears
+from toolprm_decode.engine.store import KVStore
+from toolprm_decode.engine.torch_pass import TorchPass
 from toolprm_decode.errors import RequestError
+from toolprm_decode.kernels.dispatch import backend
 
 
 class _Lock:
@@ -115,7 +119,7 @@ class ModelRunner:
         Raises RequestError where a wanted id is none of the head's.
         """
         few_ids = self._checked(batch.few_ids)
-        context = ForwardPass(store, batch)
+        context = self._pass(store, batch)
         outputs = np.concatenate([batch.outputs, batch.few_outputs]).astype(np.int64)
         where = torch.from_numpy(outputs).to(self.device)
         ids = torch.from_numpy(batch.tokens.astype(np.int64))[None].to(self.device)
@@ -140,6 +144,17 @@ class ModelRunner:
                     few = self._logits(result[n_full:], few_ids)
                 return full, few
             return result[:n_full].float().clone(), result[n_full:][:, few_ids.to(result.device)].float()
+
+    def _pass(self, store: KVStore, batch: Batch) -> Pass:
+        store.reserve(batch.blocks)
+        store.copy(batch.copies)
+        computes = backend(self.device)
+        if computes == "torch":
+            return TorchPass(store, batch)
+        from toolprm_decode.engine.kernel_pass import KernelPass
+        from toolprm_decode.kernels.attention import attend, attend_reference
+
+        return KernelPass(store, batch, attend if computes == "triton" else attend_reference)
 
     def own_logits(self, tokens: Sequence[int], **options: Any) -> torch.Tensor:
         """The model's own forward over one sequence, with its own attention: float32 [T, vocabulary]."""
