@@ -32,6 +32,11 @@ class KernelPass:
         tiles, slots = self._on_device(query.shape[0] // key.shape[0], query.device)
         return read(self._store, self._compute, tiles, slots, layer, query, key, value)
 
+    @property
+    def groups(self) -> set[int]:
+        """Query heads a key head, of the layers that have attended."""
+        return {group for group, _ in self._held}
+
     def _on_device(self, group: int, device: torch.device) -> tuple[kernel.Tiles, torch.Tensor]:
         """The same for all layers of a device, as long as they have as many query heads a key head."""
         if (group, device) not in self._held:

@@ -24,7 +24,13 @@ class KVStore:
         self.block_size = block_size
         self.capacity = capacity
         self.pools: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.layout: object = object()  # another one whenever a pool has moved
         self._needed = 0  # slots
+
+    @property
+    def settled(self) -> bool:
+        """Whether the layers that were written so far have what is needed."""
+        return bool(self.pools) and all(keys.shape[1] >= self._needed for keys, _ in self.pools.values())
 
     @property
     def bytes_per_slot(self) -> int:
@@ -81,6 +87,7 @@ class KVStore:
             except RuntimeError:  # no memory for twice as many: for as many as are needed, then
                 pools = self._larger(keys, self._needed), self._larger(values, self._needed)
             self.pools[layer] = keys, values = pools
+            self.layout = object()
         return keys, values
 
     def _larger(self, old: torch.Tensor, slots: int) -> torch.Tensor:
