@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is defined
 
 # Hypothesis' deadline and its too_slow check judge by the clock, which a busy machine fails without a defect.
 hypothesis.settings.register_profile(

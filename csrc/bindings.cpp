@@ -542,21 +542,25 @@ void bind_search(py::module_ &m) {
       .def_property_readonly("mask_index", [](const Plan &p) { return to_array(p.mask_index); })
       .def_property_readonly("draws", [](const Plan &p) { return to_array(p.draws); })
       .def_property_readonly("temperatures", [](const Plan &p) { return to_array(p.temperatures); })
+      .def_property_readonly("uniforms", [](const Plan &p) { return to_array(p.uniforms); })
+      .def_property_readonly("gumbel_uniforms", [](const Plan &p) { return to_array(p.gumbel_uniforms); })
       .def_property_readonly("sampling",
                              [](const Plan &p) {
-                               py::array_t<std::int32_t> kinds(static_cast<py::ssize_t>(p.sampling.size()));
-                               std::transform(p.sampling.begin(), p.sampling.end(), kinds.mutable_data(),
-                                              [](Sampling kind) { return static_cast<std::int32_t>(kind); });
-                               return kinds;
+                               const auto outputs = static_cast<py::ssize_t>(p.sampling.size());
+                               py::array_t<std::uint8_t> array(outputs);
+                               std::transform(p.sampling.begin(), p.sampling.end(), array.mutable_data(),
+                                              [](Sampling s) { return static_cast<std::uint8_t>(s); });
+                               return array;
                              })
       .def_property_readonly("parents",
                              [](const Plan &p) {
-                               static_assert(sizeof(Perturbed) == 2 * sizeof(double));
-                               return py::array_t<double>({static_cast<py::ssize_t>(p.parents.size()), py::ssize_t{2}},
-                                                          reinterpret_cast<const double *>(p.parents.data()));
+                               py::array_t<double> array({static_cast<py::ssize_t>(p.parents.size()), py::ssize_t{2}});
+                               for (std::size_t i = 0; i < p.parents.size(); ++i) {
+                                 array.mutable_at(i, 0) = p.parents[i].logprob;
+                                 array.mutable_at(i, 1) = p.parents[i].gumbel;
+                               }
+                               return array;
                              })
-      .def_property_readonly("uniforms", [](const Plan &p) { return to_array(p.uniforms); })
-      .def_property_readonly("gumbel_uniforms", [](const Plan &p) { return to_array(p.gumbel_uniforms); })
       .def_readonly("full_outputs", &Plan::full_outputs)
       .def_property_readonly("few_ids", [](const Plan &p) { return to_array(p.few_ids); })
       .def_readonly("requests", &Plan::requests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolprm_decode.engine.attention import Batch, ForwardPass, KVStore, Layer
+from toolprm_decode.engine import Batch, KVStore
+from toolprm_decode.engine.attention import Layer, Pass
+from toolprm_decode.engine.kernel_pass import KernelPass
+from toolprm_decode.engine.torch_pass import TorchPass
 from toolprm_decode.errors import BudgetExceeded
+from toolprm_decode.kernels.attention import attend, attend_reference
+from toolprm_decode.kernels.dispatch import Backend
 
 from .plans import padded
 
@@ -50,19 +56,49 @@ class Segment:
         self.keys, self.values = torch.cat([self.keys, key], 1), torch.cat([self.values, value], 1)
 
 
-@settings(max_examples=80, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    prompts=st.lists(st.lists(st.integers(1, 12), max_size=3), min_size=1, max_size=4),
-    counts=st.lists(st.integers(1, 5), min_size=1, max_size=6),
-    widths=st.sampled_from([(8, 8), (12, 8)]),
-    window=st.sampled_from([None, 1, 3, 7]),
-    softcap=st.sampled_from([None, 1.5]),
-    with_sinks=st.booleans(),
-    chunk=st.integers(1, 30),
-    long=st.sampled_from([1, 6, 100]),
-)
-def test_every_pass_equals_the_softmax(
+def begin(computes: Backend, store: KVStore, batch: Batch) -> Pass:
+    store.reserve(batch.blocks)
+    if computes == "torch":
+        return TorchPass(store, batch)
+    return KernelPass(store, batch, attend if computes == "triton" else attend_reference)
+
+
+CASES: dict[str, Any] = {
+    "seed": st.integers(0, 10**6),
+    "prompts": st.lists(st.lists(st.integers(1, 12), max_size=3), min_size=1, max_size=4),
+    "counts": st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    "widths": st.sampled_from([(8, 8), (12, 8)]),
+    "window": st.sampled_from([None, 1, 3, 7]),
+    "softcap": st.sampled_from([None, 1.5]),
+    "with_sinks": st.booleans(),
+    "chunk": st.integers(1, 30),
+}
+
+
+@settings(max_examples=80)
+@given(**CASES, long=st.sampled_from([1, 6, 100]))
+def test_every_torch_pass_equals_the_softmax(long: int, **case: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolprm_decode.engine.torch_pass.LONG_SEGMENT", long)
+        check_passes("torch", **case)
+
+
+@settings(max_examples=8)
+@given(**CASES, keys=st.sampled_from([5, 16, 512]))
+def test_every_kernel_pass_equals_the_softmax(keys: int, **case: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("toolprm_decode.engine.tiles.KEYS_OF_TILE", keys)
+        check_passes("triton", **case)
+
+
+@settings(max_examples=25)
+@given(**CASES)
+def test_every_reference_pass_equals_the_softmax(**case: Any) -> None:
+    check_passes("reference", **case)
+
+
+def check_passes(
+    computes: Backend,
     seed: int,
     prompts: list[list[int]],
     counts: list[int],
@@ -71,7 +107,6 @@ def test_every_pass_equals_the_softmax(
     softcap: float | None,
     with_sinks: bool,
     chunk: int,
-    long: int,
 ) -> None:
     """Prompts of segments are read in chunks, all of a pass at once, and rows behind them write beside that."""
     torch.manual_seed(seed)
@@ -154,16 +189,14 @@ def test_every_pass_equals_the_softmax(
             copies=np.zeros((0, 3), np.int32),
             blocks=first_block + table.size,
         )
-        query = torch.randn(heads, group, len(rows), dim)
+        query = torch.randn(heads * group, len(rows), dim)
         key = torch.stack([snapshots[r][0][:, p] for r, p in zip(rows, positions, strict=True)], 1)
         value = torch.stack([snapshots[r][1][:, p] for r, p in zip(rows, positions, strict=True)], 1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("toolprm_decode.engine.attention.LONG_SEGMENT", long)
-            out = ForwardPass(store, batch).attend(layer, query, key, value)
+        out = begin(computes, store, batch).attend(layer, query, key, value)
         assert not out.isnan().any()
         for t, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
-            expected = oracle(query[:, :, t], *snapshots[row], position, layer)
-            torch.testing.assert_close(out[:, :, t].double(), expected, atol=1e-5, rtol=1e-5)
+            expected = oracle(query[:, t].view(heads, group, dim), *snapshots[row], position, layer)
+            torch.testing.assert_close(out[t].view(heads, group, width).double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_context_may_lie_in_any_number_of_segments() -> None:
@@ -193,14 +226,15 @@ def test_a_context_may_lie_in_any_number_of_segments() -> None:
         copies=np.zeros((0, 3), np.int32),
         blocks=2 + pieces,
     )
-    query, key, value = torch.randn(heads, group, 3, dim), torch.randn(heads, 3, dim), torch.randn(heads, 3, dim)
-    pass_ = ForwardPass(store, batch)
+    query, key, value = torch.randn(heads * group, 3, dim), torch.randn(heads, 3, dim), torch.randn(heads, 3, dim)
+    pass_ = begin("torch", store, batch)
+    assert isinstance(pass_, TorchPass)
     assert len(pass_._segments) <= 2  # however many there are, what the same rows read is one product
     out = pass_.attend(layer, query, key, value)
     for t, position in enumerate(positions.tolist()):
         whole = [torch.cat([side[:, :position], own[:, t : t + 1]], 1) for side, own in ((keys, key), (values, value))]
-        expected = oracle(query[:, :, t], whole[0], whole[1], position, layer)
-        torch.testing.assert_close(out[:, :, t].double(), expected, atol=1e-5, rtol=1e-5)
+        expected = oracle(query[:, t].view(heads, group, dim), whole[0], whole[1], position, layer)
+        torch.testing.assert_close(out[t].view(heads, group, dim).double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_memory_for_what_is_needed_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,11 +273,11 @@ def one_row(count: int) -> Batch:
 
 def test_queries_are_cut_so_that_scores_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    query, key, value = torch.randn(2, 3, 9, 8), torch.randn(2, 9, 8), torch.randn(2, 9, 8)
+    query, key, value = torch.randn(6, 9, 8), torch.randn(2, 9, 8), torch.randn(2, 9, 8)
     layer = Layer(0, 0.3, 5, 2.0, None)
-    whole = ForwardPass(KVStore(BLOCK), one_row(9)).attend(layer, query, key, value)
-    monkeypatch.setattr("toolprm_decode.engine.attention.MAX_SCORES", 100)
-    cut = ForwardPass(KVStore(BLOCK), one_row(9)).attend(layer, query, key, value)
+    whole = begin("torch", KVStore(BLOCK), one_row(9)).attend(layer, query, key, value)
+    monkeypatch.setattr("toolprm_decode.engine.torch_pass.MAX_SCORES", 100)
+    cut = begin("torch", KVStore(BLOCK), one_row(9)).attend(layer, query, key, value)
     torch.testing.assert_close(cut, whole)
 
 

@@ -56,7 +56,7 @@ def test_a_failing_pass_leaves_the_model_as_before(monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toolprm_decode.engine.attention.ForwardPass.attend", fail)
+    monkeypatch.setattr("toolprm_decode.engine.torch_pass.TorchPass.attend", fail)
     with pytest.raises(KeyboardInterrupt):
         engine.logits([3, 4, 5], [2])
     assert model.training and model.config._attn_implementation == "sdpa"
@@ -65,7 +65,7 @@ def test_a_failing_pass_leaves_the_model_as_before(monkeypatch: pytest.MonkeyPat
 def test_a_model_cannot_be_called_amid_an_engines_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("llama")
     engine = Engine(model)
-    monkeypatch.setattr("toolprm_decode.engine.attention.ForwardPass.attend", lambda *_: recomputed(model, [3, 4]))
+    monkeypatch.setattr("toolprm_decode.engine.torch_pass.TorchPass.attend", lambda *_: recomputed(model, [3, 4]))
     with pytest.raises(RuntimeError, match="running inside an Engine"):
         engine.logits([3, 4, 5], [2])
 

@@ -69,7 +69,7 @@ def finish(search: sansio.Search, id: int, give: Callable[[np.ndarray], Any] = l
 
 def test_arrays_are_as_documented() -> None:
     page = (ROOT / "docs" / "custom_engines.md").read_text()
-    documented = dict(re.findall(r"^\| `(\w+)` \| (int32|float64) `\[", page, re.MULTILINE))
+    documented = dict(re.findall(r"^\| `(\w+)` \| (int32|uint8|float64) `\[", page, re.MULTILINE))
     search, _ = begun(distinct=True, beams=2, width=3)
     plan = search.plan()
     found = {name: str(array.dtype) for name, array in arrays(plan).items()}

@@ -160,6 +160,23 @@ def test_a_batch_is_answered_as_its_requests_alone(kind: str, beside: bool, monk
             assert_exact(decoded, request, one, kind)
 
 
+@pytest.mark.parametrize("computes", ["reference", "triton"])
+def test_kernels_and_their_references_change_no_answer(computes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the kernels run in Triton's interpreter."""
+    pytest.importorskip("triton", reason="triton is not installed: pip install 'toolprm_decode[gpu]'")
+    monkeypatch.setenv("TOOLPRM_KERNELS", computes)
+    searches = [
+        Search(beams=2, width=3, temperature=1.2, seed=3, max_tokens=14),
+        Search("sample", width=3, distinct=True, seed=2, max_tokens=12),
+        Search("token-beam", beams=2, max_tokens=12),
+        Search("greedy", max_tokens=12),
+    ]
+    requests = [Request([{"name": "f"}], "x", search) for search in searches]
+    one = decoder("model")
+    for decoded, request in zip(one.decode_batch(requests), requests, strict=True):
+        assert_exact(decoded, request, one, "model")
+
+
 @pytest.mark.parametrize("beside", [True, False], ids=["two-threads", "one-thread"])
 def test_scarce_memory_changes_no_answer(beside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests wait for memory, give theirs up for older ones, and read their tokens again."""

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from toolprm_decode.engine.attention import Batch, KVStore
+from toolprm_decode.engine.batch import Batch
 from toolprm_decode.engine.runner import ModelRunner
+from toolprm_decode.engine.store import KVStore
 from toolprm_decode.engine.support import (
     check_attention,
     check_forks,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -18,9 +18,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from toolprm_decode.engine.attention import NAME, Batch, ForwardPass, KVStore
+from toolprm_decode.engine.attention import NAME, Pass
+from toolprm_decode.engine.batch import Batch
 from toolprm_decode.engine.packing import packed_linears
+from toolprm_decode.engine.store import KVStore
+from toolprm_decode.engine.torch_pass import TorchPass
 from toolprm_decode.errors import RequestError
+from toolprm_decode.kernels.dispatch import backend
+
+if TYPE_CHECKING:
+    from toolprm_decode.engine.graphs import Graphs, Record
 
 
 class _Lock:
@@ -75,6 +82,13 @@ class ModelRunner:
         self._keep = False  # the model's forward takes the indices of the wanted positions as logits_to_keep
         self._scale = 1.0
         self._softcap: float | None = None
+        # How passes of few tokens are recorded, to be replayed; None for not at all.
+        self.record: Record | None = None
+        if self.device.type == "cuda" and backend(self.device) == "triton":
+            from toolprm_decode.engine.graphs import record_cuda_graph
+
+            self.record = record_cuda_graph
+        self._graphs: Graphs | None = None
 
     def shares_lock(self, other: ModelRunner) -> bool:
         """Whether the passes of both run one after another."""
@@ -115,17 +129,17 @@ class ModelRunner:
         Raises RequestError where a wanted id is none of the head's.
         """
         few_ids = self._checked(batch.few_ids)
-        context = ForwardPass(store, batch)
+        store.reserve(batch.blocks)
+        store.copy(batch.copies)
         outputs = np.concatenate([batch.outputs, batch.few_outputs]).astype(np.int64)
         where = torch.from_numpy(outputs).to(self.device)
-        ids = torch.from_numpy(batch.tokens.astype(np.int64))[None].to(self.device)
-        at = torch.from_numpy(batch.positions.astype(np.int64))[None].to(self.device)
-        model: nn.Module = self.model.base_model if self._direct else self.model
-        options: dict[str, Any] = {"position_ids": at, "use_cache": False, "toolprm": context}
+        options: dict[str, Any] = {}
         if self._keep and not self._direct:
             options["logits_to_keep"] = where if len(outputs) else where.new_zeros(1)
         with self.switched(NAME), self._packed.applied(len(batch.tokens)):
-            result = model(input_ids=ids, **options)[0][0]
+            result = self._graphs.run(store, batch) if self._graphs else None
+            if result is None:
+                result = self._run(store, batch, options)
         full, few = torch.empty(0, self.vocab_size), torch.empty(0, len(few_ids))
         if not len(outputs):
             return full, few
@@ -140,6 +154,29 @@ class ModelRunner:
                     few = self._logits(result[n_full:], few_ids)
                 return full, few
             return result[:n_full].float().clone(), result[n_full:][:, few_ids.to(result.device)].float()
+
+    def _run(self, store: KVStore, batch: Batch, options: dict[str, Any]) -> torch.Tensor:
+        """The pass as it is: hidden states [T, hidden], or what the model makes of them under `options`."""
+        ids, at = (torch.from_numpy(of.astype(np.int64)).to(self.device) for of in (batch.tokens, batch.positions))
+        computes = backend(self.device)
+        if computes == "torch":
+            return self._forward(ids, at, TorchPass(store, batch), **options)
+        from toolprm_decode.engine.graphs import Graphs
+        from toolprm_decode.engine.kernel_pass import KernelPass
+        from toolprm_decode.kernels.attention import attend, attend_reference
+
+        context = KernelPass(store, batch, attend if computes == "triton" else attend_reference)
+        result = self._forward(ids, at, context, **options)
+        if self._direct and self.record and self._graphs is None and len(context.groups) == 1:
+            self._graphs = Graphs(self._forward, context.groups.pop(), self.device, self.record)
+        return result
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, context: Pass, **options: Any) -> torch.Tensor:
+        model: nn.Module = self.model.base_model if self._direct else self.model
+        result: torch.Tensor = model(
+            input_ids=ids[None], position_ids=positions[None], use_cache=False, toolprm=context, **options
+        )[0][0]
+        return result
 
     def own_logits(self, tokens: Sequence[int], **options: Any) -> torch.Tensor:
         """The model's own forward over one sequence, with its own attention: float32 [T, vocabulary]."""

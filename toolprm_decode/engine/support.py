@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from toolprm_decode.engine.attention import Batch, KVStore
+from toolprm_decode.engine.batch import Batch
 from toolprm_decode.engine.runner import ModelRunner
+from toolprm_decode.engine.store import KVStore
 from toolprm_decode.errors import ModelNotSupported
 
 _TRACE = "toolprm_trace"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolprm_decode.engine.attention import Batch
+from toolprm_decode.engine import Batch
 from toolprm_decode.errors import ModelNotSupported, RequestError
 from toolprm_decode.learning.collation import Piece, Pieces
 from toolprm_decode.learning.metrics import Judged

@@ -24,8 +24,10 @@ from toolprm_decode.errors import (
     ModelNotSupported,
     RequestError,
 )
+from toolprm_decode.kernels.dispatch import backend
 from toolprm_decode.machine import usable_cores
 from toolprm_decode.rewards import ToolPRM
+from toolprm_decode.search.drawing import draw
 
 # Scores prefixes of answers for a request: core steps up to and with the one to score.
 ExternalScorer = Callable[[Sequence[_core.Step]], float]
@@ -268,18 +270,19 @@ class Scheduler:
 
     def _decode(self, plan: _core.Plan) -> _Commit:
         clock = _Clock()
-        logits = self._policy.forward(self._stores[_core.Side.POLICY], to_batch(plan))
-        full, few = (_host(x) for x in logits)
+        full, few = self._policy.forward(self._stores[_core.Side.POLICY], to_batch(plan))
+        if self._policy.device.type == "cuda":
+            torch.cuda.synchronize(self._policy.device)  # so that each phase is told its own time
         forward = clock.lap()
-        tokens, logprobs, perturbed, failures = _core.sample_plan(plan, full, few)
+        drawn = draw(plan, full, few, self._policy.device)
         sampling = clock.lap()
         name = type(self._policy.model).__name__
 
         def commit() -> list[_Outcome]:
             self._book("policy", forward)
             self._book("sampling", sampling)
-            outcomes = self._end({id: ModelNotSupported(f"{name}: {reason}") for id, reason in failures.items()})
-            self._core.commit_tokens(tokens, logprobs, perturbed)
+            outcomes = self._end({id: ModelNotSupported(f"{name}: {reason}") for id, reason in drawn.failures.items()})
+            self._core.commit_tokens(drawn.tokens, drawn.logprobs, drawn.perturbed)
             return outcomes
 
         return commit
@@ -483,12 +486,9 @@ def _beside(policy: Engine, reward: ToolPRM | None, scored: bool) -> bool:
         return False
     if policy.device != reward.engine.device:
         return True
-    return policy.device.type == "cpu" and 2 * torch.get_num_threads() <= usable_cores()
-
-
-def _host(logits: torch.Tensor) -> np.ndarray:
-    array: np.ndarray = logits.detach().cpu().numpy()
-    return np.ascontiguousarray(array, dtype=np.float32)
+    if policy.device.type != "cpu" or backend(policy.device) == "triton":  # its interpreter is for one thread
+        return False
+    return 2 * torch.get_num_threads() <= usable_cores()
 
 
 def _checked(score: Any) -> float:

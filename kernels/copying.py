@@ -1,0 +1,67 @@
+"""Copies runs of slots inside KV pools, of all layers at once: what a fork of a partly filled block takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from toolprm_decode.kernels.staging import to_device
+
+# Elements that a program moves at a time.
+_BLOCK = 1024
+
+# Bits are copied, whatever they mean.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@triton.jit
+def _copy_kernel(pools, copies, pool_head, WIDTH: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """Program (copy, pool, head)."""
+    if BITS == 8:
+        pool = tl.load(pools + tl.program_id(1)).to(tl.pointer_type(tl.int8))
+    elif BITS == 16:
+        pool = tl.load(pools + tl.program_id(1)).to(tl.pointer_type(tl.int16))
+    elif BITS == 32:
+        pool = tl.load(pools + tl.program_id(1)).to(tl.pointer_type(tl.int32))
+    else:
+        pool = tl.load(pools + tl.program_id(1)).to(tl.pointer_type(tl.int64))
+    pool += tl.program_id(2).to(tl.int64) * pool_head
+    copy = copies + 3 * tl.program_id(0)
+    source = tl.load(copy).to(tl.int64) * WIDTH
+    target = tl.load(copy + 1).to(tl.int64) * WIDTH
+    size = tl.load(copy + 2) * WIDTH
+    for start in range(0, size, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        held = tl.load(pool + source + at, mask=at < size, other=0)
+        tl.store(pool + target + at, held, mask=at < size)
+
+
+def copy_slots(pools: Sequence[torch.Tensor], copies: np.ndarray) -> None:
+    """Copy runs of slots in every pool.
+
+    Args:
+        pools: [Hk, slots, D] each, contiguous, all on one device; of any dtypes and shapes.
+        copies: int32 [N, 3] of (source slot, target slot, count). No run may overlap the target of another one: which
+            copy is first is not defined.
+    """
+    if not len(copies) or not pools:
+        return
+    alike: dict[tuple[int, int, int, int], list[torch.Tensor]] = {}
+    for pool in pools:
+        alike.setdefault((pool.shape[0], pool.stride(0), pool.shape[2], pool.element_size()), []).append(pool)
+    arrays = {f"{i}": np.array([p.data_ptr() for p in group], np.int64) for i, group in enumerate(alike.values())}
+    sent = to_device({"copies": copies.astype(np.int32), **arrays}, pools[0].device)
+    for i, ((heads, stride, width, size), group) in enumerate(alike.items()):
+        grid = (len(copies), len(group), heads)
+        _copy_kernel[grid](sent[f"{i}"], sent["copies"], stride, WIDTH=width, BITS=8 * size, BLOCK=_BLOCK)
+
+
+def copy_slots_reference(pools: Sequence[torch.Tensor], copies: np.ndarray) -> None:
+    """The same in torch, a run at a time."""
+    for pool in pools:
+        for source, target, count in copies.tolist():
+            pool[:, target : target + count] = pool[:, source : source + count].clone()
