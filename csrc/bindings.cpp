@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "automaton.h"
+#include "strings.h"
 #include "toolprm/grammar.h"
 #include "toolprm/matcher.h"
 #include "toolprm/sampler.h"
@@ -143,6 +144,18 @@ void bind_grammar(py::module_ &m) {
            }),
            py::arg("transitions"), py::arg("accepting"))
       .def_property_readonly("states", &Dfa::states);
+  m.def(
+      "strings_table",
+      [](const std::vector<py::bytes> &given, std::size_t most_nodes) {
+        std::vector<std::string> strings(given.begin(), given.end());
+        const Table table = strings_table(std::move(strings), most_nodes);
+        const auto states = static_cast<py::ssize_t>(table.accepting.size());
+        py::array_t<bool> accepting(states);
+        std::copy(table.accepting.begin(), table.accepting.end(), accepting.mutable_data());
+        return std::make_pair(to_array(table.transitions).reshape({states, py::ssize_t{256}}), accepting);
+      },
+      py::arg("strings"), py::arg("most_nodes"),
+      "The smallest automaton of exactly these byte strings: int32 [states, 256], bool [states].");
 
   py::class_<Vocabulary, std::shared_ptr<Vocabulary>>(m, "Vocabulary")
       .def(

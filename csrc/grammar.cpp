@@ -47,6 +47,10 @@ Dfa::Dfa(std::span<const std::int32_t> transitions, std::span<const std::uint8_t
   for (std::size_t b = 0; b < 256; ++b) {
     for (std::size_t s = 0; s < n; ++s)
       column[s] = transitions[s * 256 + b];
+    if (b > 0 && column == kept[class_of_[b - 1]]) { // neighbours often share one, which costs no look-up
+      class_of_[b] = class_of_[b - 1];
+      continue;
+    }
     auto [at, fresh] = columns.emplace(column, static_cast<std::uint16_t>(kept.size()));
     if (fresh)
       kept.push_back(column);

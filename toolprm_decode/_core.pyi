@@ -26,6 +26,8 @@ class Dfa:
     @property
     def states(self) -> int: ...
 
+def strings_table(strings: Sequence[bytes], most_nodes: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]: ...
+
 class Vocabulary:
     def __init__(
         self, tokens: Sequence[bytes], stop_ids: Sequence[int], tokenize: Callable[[bytes], list[int]] | None = None

@@ -101,13 +101,7 @@ def _listed(tools: Any) -> list[Any]:
     raise ToolSchemaError(f"tools must be a list, or one tool, but this is {_kind(tools)}{hint}")
 
 
-class _ReadParameters(dict[str, Any]):
-    """Parameters as this module leaves them, which need not be read again."""
-
-
 def _read_tool(given: Any, position: int) -> Tool:
-    if isinstance(given, Tool) and type(given.parameters) is _ReadParameters:
-        return given
     if isinstance(given, Mapping):
         definition = _from_mapping(given, position)
     elif hasattr(given, "name") and any(hasattr(given, key) for key in _SCHEMA_KEYS):
@@ -134,7 +128,6 @@ def _read_tool(given: Any, position: int) -> Tool:
         parameters = reader.parameters(definition.parameters, definition.required)
     except RecursionError:
         reader.fail("the schema is nested too deeply for what is left of the stack")
-    parameters = _ReadParameters(parameters)
     return Tool(name=name, description=str.__str__(description), parameters=parameters, original=given)
 
 

@@ -228,6 +228,10 @@ class TestAlgebra:
         for text in tails:
             assert fsm.matches(text) == (text in strings)
 
+    @given(st.lists(st.text("ab\x7f", max_size=6), min_size=1, max_size=12))
+    def test_strings_have_the_automaton_of_their_regex(self, strings: list[str]) -> None:
+        assert from_strings([string.encode() for string in strings]) == byte_fsm("|".join(map(re.escape, strings)))
+
     def test_from_no_strings(self) -> None:
         with pytest.raises(EmptyLanguage):
             from_strings([])

@@ -17,6 +17,7 @@ from toolprm_decode.errors import (
     UnsupportedSchemaError,
 )
 from toolprm_decode.grammar import CallGrammar
+from toolprm_decode.grammar import schema as schema_module
 from toolprm_decode.grammar.vocabulary import token_bytes
 
 from .cases import FORMATS, small_tokenizer, tool
@@ -417,6 +418,20 @@ def test_huge_counts_cost_nothing() -> None:
     grammar = CallGrammar.for_schema({"type": "string", "minLength": 10**6}, small_tokenizer())
     assert not grammar.accepts('"' + "é" * (10**6 - 1) + '"')
     assert grammar.accepts('"' + "é" * 10**6 + '"')
+
+
+def test_only_what_is_made_of_a_large_document_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_module, "MAX_WORK", 40)
+    rows = {f"p{i}": {"type": "array", "items": {"type": "string", "minLength": 1}} for i in range(200)}
+    schema = {"type": "object", "properties": rows, "additionalProperties": False}
+    grammar = CallGrammar.for_schema(schema, small_tokenizer())
+    assert grammar.accepts('{"p7": ["a"]}') and not grammar.accepts('{"p7": [""]}')
+    made = [{"allOf": [{"type": "integer"}, {"minimum": i}]} for i in range(41)]  # each one schema more
+    some = {**schema, "properties": {**rows, "x": {"type": "array", "prefixItems": made[:40], "items": False}}}
+    CallGrammar.for_schema(some, small_tokenizer())
+    some["properties"]["x"]["prefixItems"] = made
+    with pytest.raises(BudgetExceeded, match="more than 40"):
+        CallGrammar.for_schema(some, small_tokenizer())
 
 
 def test_the_compile_budget() -> None:

@@ -70,8 +70,8 @@ def add_parser(commands: Any) -> None:
         "masks",
         help="compiling, masks, forks and memory, beside xgrammar, llguidance and outlines_core",
         description="Compiles schemas of function calls and walks along texts that fit them, with this package and "
-        "other grammar engines, on one core: a few minutes. Needs $TOOLPRM_DATA, a folder with maskbench_fc, bfcl and "
-        "a tokenizer.",
+        "other grammar engines, on one core; each figure is the best of several turns. A quarter of an hour, --quick a "
+        "few minutes. Needs $TOOLPRM_DATA, a folder with maskbench_fc, bfcl and a tokenizer.",
     )
     masks.add_argument("--quick", action="store_true", help="fewer schemas, tools and grammars, without outlines_core")
     masks.add_argument("--json", type=Path, metavar="FILE", help="write the record there")
@@ -79,6 +79,13 @@ def add_parser(commands: Any) -> None:
         "--tokenizer", metavar="PATH", help="a tokenizer's folder (default: $TOOLPRM_DATA/tokenizers/qwen2.5)"
     )
     masks.add_argument("--skip-outlines", action="store_true", help="leave outlines_core out, which takes longest")
+    masks.add_argument(
+        "--outlines-seconds",
+        type=float,
+        metavar="S",
+        default=10.0,
+        help="leave schemas out of outlines_core's figures for which it takes longer (default 10)",
+    )
     masks.set_defaults(run=run_masks)
 
 
@@ -89,6 +96,8 @@ def run_masks(options: argparse.Namespace) -> None:
     from toolprm_decode.benchmark.models import find_tokenizer
     from toolprm_decode.benchmark.report import print_masks
 
+    if not options.outlines_seconds > 0:
+        raise RequestError(f"--outlines-seconds must be above zero, not {options.outlines_seconds:g}")
     check_place(options.json)
     folder = os.environ.get("TOOLPRM_DATA")
     if not folder:
@@ -101,7 +110,9 @@ def run_masks(options: argparse.Namespace) -> None:
         os.sched_setaffinity(0, sorted(cores)[-1:])
     try:
         with _progress() as report:
-            settings = MaskSettings(engines=ENGINES[:3] if options.skip_outlines else ENGINES)
+            settings = MaskSettings(
+                engines=ENGINES[:3] if options.skip_outlines else ENGINES, outlines_seconds=options.outlines_seconds
+            )
             record = measure(quick if options.quick else settings, Path(folder), tokenizer, path, report)
     finally:
         if cores:

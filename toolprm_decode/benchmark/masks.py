@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,8 +30,12 @@ Engine = Ours | XGrammar | LLGuidance | OutlinesCore
 Report = Callable[[str, float], None]
 
 SCHEMAS = 60
-OUTLINES_SCHEMAS = 8  # it takes seconds for each
-PASSES = 5
+TOGETHER = 8  # schemas of one engine before it is the next one's turn
+TURNS = 5
+PASSES = 2
+PROCESSES = 3
+ENOUGH_MS = 5_000  # of one compilation: a best of several would decide nothing
+OUTLINES_SECONDS = 10.0
 TOOL_COUNTS = (1, 10, 100, 500)
 MEMORY_SETS = 1000
 # Beside the best of its peers, what this package asks of itself.
@@ -99,30 +107,37 @@ def accepts(engine: Engine, case: Case) -> bool:
 # ---------------------------------------------------------------- one process, all engines
 
 
-def measure_walks(engine: Engine, cases: Sequence[Case], passes: int = PASSES) -> dict[str, np.ndarray]:
+def measure_walks(engine: Engine, cases: Sequence[Case], turn: int, passes: int = PASSES) -> dict[str, np.ndarray]:
     """Microseconds of compiling each schema, of each mask along each text on the first pass and on later ones (the
     best of them), of each accepted token, and of a fork in the middle and at the end of each text.
 
-    Each schema is compiled for the first time in this process, with the texts of the others read before it.
+    What is compiled has names and listed strings, and what is walked a description, that no other turn has: no engine
+    knows the schema. Patterns, and numbers' bounds, are those of the other turns. Raises ValueError where the engine
+    cannot compile a schema or refuses a text.
     """
     spent: dict[str, list[float]] = {name: [] for name in ("compile", "first_pass", "warm", "accept", "fork")}
     clock = time.perf_counter_ns
     for case in cases:
+        new = renamed(case.schema, f"_{turn}")
         began = clock()
-        compiled = engine.compile(case.schema)
+        kept = engine.compile(new)
         spent["compile"].append(clock() - began)
+        del kept
+        compiled = engine.compile({**case.schema, "description": f"turn {turn}"})
         warm = np.full(len(case.tokens), np.inf)
-        for turn in range(passes + 1):
+        for number in range(passes + 1):
             walker, times = engine.start(compiled), []
             fill, accept = walker.fill, walker.accept
             for token in case.tokens:
                 began = clock()
                 fill()
                 masked = clock()
-                accept(token)
+                accepted = accept(token)
                 spent["accept"].append(clock() - masked)
                 times.append(masked - began)
-            if turn == 0:
+                if not accepted:
+                    raise ValueError(f"{engine.name} refuses {case.text!r}")
+            if number == 0:
                 spent["first_pass"] += times
             else:
                 warm = np.minimum(warm, times)
@@ -136,6 +151,27 @@ def measure_walks(engine: Engine, cases: Sequence[Case], passes: int = PASSES) -
     return {name: np.array(values) / 1e3 for name, values in spent.items()}
 
 
+def renamed(schema: Any, mark: str) -> Any:
+    """The schema with a mark behind the names of its properties, the strings it lists, and what it says."""
+    if isinstance(schema, list):
+        return [renamed(member, mark) for member in schema]
+    if not isinstance(schema, dict):
+        return schema
+    own: dict[str, Any] = {}
+    for word, value in schema.items():
+        if word == "properties" and isinstance(value, dict):
+            own[word] = {name + mark: renamed(member, mark) for name, member in value.items()}
+        elif word in ("required", "enum") and isinstance(value, list):
+            own[word] = [one + mark if isinstance(one, str) else one for one in value]
+        elif word in ("description", "const") and isinstance(value, str):
+            own[word] = value + mark
+        elif word not in ("const", "default"):
+            own[word] = renamed(value, mark)
+        else:
+            own[word] = value
+    return own
+
+
 def _best(call: Callable[[], Any], times: int) -> float:
     """Nanoseconds of a call, the best of three averages."""
     clock, best = time.perf_counter_ns, float("inf")
@@ -147,18 +183,34 @@ def _best(call: Callable[[], Any], times: int) -> float:
     return best
 
 
-def measure_tools(engine: Engine, tools: Sequence[Tool], counts: Sequence[int]) -> dict[str, float | None]:
-    """Milliseconds of compiling the grammar of the first so many tools; None where the engine cannot."""
-    found: dict[str, float | None] = {}
-    for count in counts:
-        gc.collect()
-        began = time.perf_counter()
-        try:
-            engine.compile_calls(tools[:count])
-        except (ToolprmError, ValueError, RuntimeError):
-            found[str(count)] = None
-        else:
-            found[str(count)] = (time.perf_counter() - began) * 1e3
+def measure_tools(
+    engines: Sequence[Engine], tools: Sequence[Tool], counts: Sequence[int], turns: int = TURNS
+) -> dict[str, dict[str, float | None]]:
+    """Milliseconds of compiling the grammar of the first so many tools, by engine; None where one cannot.
+
+    The least of some turns, in each of which every engine is given tools with names, parameters and listed strings
+    that are new to it: what else runs on the machine then falls on all alike, or on none. What took ENOUGH_MS is not
+    repeated.
+    """
+    found: dict[str, dict[str, float | None]] = {engine.name: {str(c): None for c in counts} for engine in engines}
+    for turn in range(turns):
+        for count in counts:
+            mark = f"_{count}_{turn}"
+            new = [
+                replace(tool, name=tool.name + mark, parameters=renamed(tool.parameters, mark))
+                for tool in tools[:count]
+            ]
+            for engine in engines:
+                least = found[engine.name][str(count)]
+                if least is not None and least > ENOUGH_MS:
+                    continue
+                gc.collect()
+                with suppress(ToolprmError, ValueError, RuntimeError):
+                    began = time.perf_counter()
+                    kept = engine.compile_calls(new)
+                    spent = (time.perf_counter() - began) * 1e3
+                    del kept
+                    found[engine.name][str(count)] = spent if least is None else min(least, spent)
     return found
 
 
@@ -226,7 +278,8 @@ def memory_of(engine: type[Engine], tokenizer: Any, cases: Sequence[Case], sets:
     for token in cases[0].tokens:
         warm.fill()
         warm.accept(token)
-    before, kept = _resident(), []
+    kept: list[Any] = []
+    before = _resident()
     for number in range(sets):
         case = cases[number % len(cases)]
         schema = {**case.schema, "properties": dict(case.schema["properties"])}
@@ -243,7 +296,10 @@ def memory_of(engine: type[Engine], tokenizer: Any, cases: Sequence[Case], sets:
 
 
 def _resident() -> int:
+    """Bytes of memory that this process holds, less what it has freed where the C library is glibc."""
     gc.collect()
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # else grammars lie in what building the vocabulary left behind, for nothing
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -258,6 +314,8 @@ class MaskSettings:
     schemas: int = SCHEMAS
     counts: tuple[int, ...] = TOOL_COUNTS
     memory_sets: int = MEMORY_SETS
+    turns: int = TURNS
+    outlines_seconds: float = OUTLINES_SECONDS
     engines: tuple[type[Engine], ...] = ENGINES
 
 
@@ -278,20 +336,30 @@ def measure(settings: MaskSettings, data: Path, tokenizer: Any, tokenizer_path: 
         raise RequestError(f"{data}: no schema that all engines accept")
     tools = [tool for tool in read_tool_sets(data / "bfcl", max(settings.counts)) if _compiles(judges[0], tool)]
 
+    engines = [kind(tokenizer) for kind in settings.engines]  # anew: nothing is cached of the schemas
+    for engine in engines:
+        accepts(engine, _warm_up(tokenizer))
+    many = [engine for engine in engines if not isinstance(engine, OutlinesCore)]
     figures: dict[str, dict[str, Any]] = {}
-    walked = _measure_in_turn(settings.engines, cases, tokenizer, report)
-    for number, kind in enumerate(settings.engines):
-        spent, schemas = walked[kind.name]
-        figures[kind.name] = {name: _summary(us) for name, us in spent.items() if us.size}
-        figures[kind.name]["schemas"] = schemas
-        if kind is not OutlinesCore:
-            report(f"{kind.name}: many tools", number / len(settings.engines))
-            figures[kind.name]["tools_ms"] = measure_tools(kind(tokenizer), tools, settings.counts)
-            report(f"{kind.name}: a fresh process", number / len(settings.engines))
-            runs = [in_process(kind.name, "first", data, tokenizer_path, 1) for _ in range(3)]
-            figures[kind.name]["process"] = {name: min(run[name] for run in runs) for name in runs[0]}
-            report(f"{kind.name}: memory", number / len(settings.engines))
-            figures[kind.name]["memory"] = in_process(kind.name, "memory", data, tokenizer_path, settings.memory_sets)
+    for engine in engines:
+        if isinstance(engine, OutlinesCore):
+            figures[engine.name] = _measure_outlines(engine, cases, settings.outlines_seconds, report)
+    for name, spent in _measure_in_turn(many, cases, settings.turns, report).items():
+        figures[name] = {"schemas": len(cases), **{what: _summary(us) for what, us in spent.items() if us.size}}
+    report("many tools", 0.0)
+    for name, least in measure_tools(many, tools, settings.counts, settings.turns).items():
+        figures[name]["tools_ms"] = least
+    del engines, many
+    names = [kind.name for kind in settings.engines if kind is not OutlinesCore]
+    firsts: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for turn in range(PROCESSES):
+        report("fresh processes", turn / PROCESSES)
+        for name in names:
+            firsts[name].append(in_process(name, "first", data, tokenizer_path, 1))
+    for name, runs in firsts.items():
+        report(f"memory of {name}", 0.0)
+        figures[name]["process"] = {what: min(run[what] for run in runs) for what in runs[0]}
+        figures[name]["memory"] = in_process(name, "memory", data, tokenizer_path, settings.memory_sets)
     return {
         "ratios": ratios(figures),
         "targets": TARGETS,
@@ -299,7 +367,9 @@ def measure(settings: MaskSettings, data: Path, tokenizer: Any, tokenizer_path: 
         "config": {
             "schemas": len(cases),
             "masks": sum(len(case.tokens) for case in cases),
+            "turns": settings.turns,
             "passes": PASSES,
+            "processes": PROCESSES,
             "tools": len(tools),
             "memory_sets": settings.memory_sets,
             "vocabulary": len(tokenizer),
@@ -311,27 +381,68 @@ def measure(settings: MaskSettings, data: Path, tokenizer: Any, tokenizer_path: 
 
 
 def _measure_in_turn(
-    kinds: Sequence[type[Engine]], cases: Sequence[Case], tokenizer: Any, report: Report
-) -> dict[str, tuple[dict[str, np.ndarray], int]]:
-    """measure_walks() of each engine, a few schemas at a time: other load falls on all alike."""
-    engines = [kind(tokenizer) for kind in kinds]  # anew: nothing is cached of the schemas
-    for engine in engines:
-        accepts(engine, _warm_up(tokenizer))
-    runs: dict[str, list[dict[str, np.ndarray]]] = {kind.name: [] for kind in kinds}
-    counts = dict.fromkeys(runs, 0)
-    for begin in range(0, len(cases), OUTLINES_SCHEMAS):
-        some = cases[begin : begin + OUTLINES_SCHEMAS]
-        report("masks", begin / len(cases))
-        for engine in engines:
-            own = some
-            if isinstance(engine, OutlinesCore):
-                own = [case for case in some if begin == 0 and accepts(engine, case)]
-            counts[engine.name] += len(own)
-            runs[engine.name].append(measure_walks(engine, own))
-    return {
-        name: ({what: np.concatenate([run[what] for run in turns]) for what in turns[0]}, counts[name])
-        for name, turns in runs.items()
-    }
+    engines: Sequence[Engine], cases: Sequence[Case], turns: int, report: Report
+) -> dict[str, dict[str, np.ndarray]]:
+    """The least of some turns of measure_walks(), by engine: a few schemas of each engine at a time, so that other load
+    falls on all alike."""
+    least: dict[str, dict[str, np.ndarray]] = {}
+    for turn in range(turns):
+        runs: dict[str, list[dict[str, np.ndarray]]] = {engine.name: [] for engine in engines}
+        for begin in range(0, len(cases), TOGETHER):
+            report("masks", (turn + begin / len(cases)) / turns)
+            for engine in engines:
+                runs[engine.name].append(measure_walks(engine, cases[begin : begin + TOGETHER], turn))
+        for name, parts in runs.items():
+            spent = {what: np.concatenate([part[what] for part in parts]) for what in parts[0]}
+            before = least.get(name, spent)
+            least[name] = {what: np.minimum(us, before[what]) for what, us in spent.items()}
+    return least
+
+
+def _measure_outlines(engine: OutlinesCore, cases: Sequence[Case], seconds: float, report: Report) -> dict[str, Any]:
+    """What was measured of outlines_core with the schemas that it finishes in so many seconds each, once."""
+    finished: list[dict[str, np.ndarray]] = []
+    over = refused = 0
+    for number, case in enumerate(cases):
+        report(f"{engine.name}", number / len(cases))
+        try:
+            spent = _within(seconds, partial(measure_walks, engine, [case], 0))
+        except RuntimeError:
+            refused += 1
+            continue
+        if spent is None:
+            over += 1
+        else:
+            finished.append(spent)
+    found: dict[str, Any] = {"schemas": len(finished), "refused": refused, "over_time": over}
+    found["seconds_a_schema"] = seconds
+    for what in finished[0] if finished else ():
+        us = np.concatenate([spent[what] for spent in finished])
+        if us.size:
+            found[what] = _summary(us)
+    return found
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What a call returns in a copy of this process; None where it takes longer. Raises RuntimeError where it fails."""
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+
+    def work() -> None:
+        with suppress(Exception):  # that nothing comes is enough to say so
+            sending.send(call())
+
+    copy = context.Process(target=work, daemon=True)
+    copy.start()
+    sending.close()
+    try:
+        return receiving.recv() if receiving.poll(seconds) else None
+    except EOFError as error:
+        raise RuntimeError("the call failed in a copy of this process") from error
+    finally:
+        copy.kill()
+        copy.join()
+        receiving.close()
 
 
 def _compiles(engine: Any, tool: Tool) -> bool:

@@ -25,7 +25,8 @@ def regex_dfa(regex: str) -> _core.Dfa:
 @lru_cache(maxsize=4096)
 def strings_dfa(strings: tuple[bytes, ...]) -> _core.Dfa:
     """The compiled automaton of exactly these strings."""
-    return fsm_dfa(from_strings(strings))
+    fsm = from_strings(strings)
+    return _core.Dfa(fsm.transitions, fsm.accepting)
 
 
 @lru_cache(maxsize=1024)

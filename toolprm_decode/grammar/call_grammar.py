@@ -236,6 +236,14 @@ class _CallCompiler:
         form, kinds = self.format, _core.StepKind
         names: list[tuple[bytes, int]] = []
         nodes: dict[Any, Any] = {}
+        finish = b.step(kinds.PARAM_FINISH)
+        if form.pythonic:
+            # The name ends before the parenthesis; the one that closes the arguments closes the call too.
+            before, after = [b.step(kinds.FUNC_NAME, 1)], [finish, b.step(kinds.FUNC_FINISH)]
+        else:
+            before = [b.step(kinds.FUNC_NAME), self._literal(b, form.arguments_open), *self._space(b)]
+            after = [finish, self._literal(b, form.call_close), b.step(kinds.FUNC_FINISH)]
+            after += [self._literal(b, form.call_end)]
         for tool in tools:
             read = partial(self._arguments, b, nodes, tool.name)
             if self.strict:
@@ -243,18 +251,8 @@ class _CallCompiler:
             else:
                 arguments, warnings = leaving_out(read, tool.parameters)
                 self.warnings += warnings
-            finish = b.step(kinds.PARAM_FINISH)
-            if form.pythonic:
-                written = [f"{tool.name}(".encode()]
-                # The name ends before the parenthesis; the one that closes the arguments closes the call too.
-                parts = [b.step(kinds.FUNC_NAME, 1), arguments, finish, b.step(kinds.FUNC_FINISH)]
-            else:
-                written = spellings(tool.name)
-                parts = [b.step(kinds.FUNC_NAME), self._literal(b, form.arguments_open), *self._space(b)]
-                parts += [arguments, finish]
-                parts += [self._literal(b, form.call_close), b.step(kinds.FUNC_FINISH)]
-                parts += [self._literal(b, form.call_end)]
-            node = b.sequence(parts)
+            written = [f"{tool.name}(".encode()] if form.pythonic else spellings(tool.name)
+            node = b.sequence([*before, arguments, *after])
             names += [(text, node) for text in written]
         return b.sequence([self._literal(b, "" if form.pythonic else form.name_open), *self._space(b), b.names(names)])
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from outlines_core import Index, Vocabulary  # type: ignore[import-untyped]
 
+from toolprm_decode import _core
 from toolprm_decode.errors import BudgetExceeded
 from toolprm_decode.grammar.charsets import (
     CodePoints,
@@ -155,24 +156,17 @@ def from_strings(strings: Iterable[bytes], *, budget: int = STATE_BUDGET) -> Byt
         EmptyLanguage: there are none.
         BudgetExceeded: their trie has more than four times `budget` states, or its minimised form more than `budget`.
     """
-    rows: list[dict[int, int]] = [{}]
-    ends: set[int] = set()
-    for string in strings:
-        state = 0
-        for byte in string:
-            if byte not in rows[state]:
-                if len(rows) >= _SLACK * budget:
-                    raise BudgetExceeded(f"the strings need more than {budget} states; allow fewer or shorter ones")
-                rows[state][byte] = len(rows)
-                rows.append({})
-            state = rows[state][byte]
-        ends.add(state)
-    transitions = np.full((len(rows), 256), -1, dtype=np.int32)
-    for state, row in enumerate(rows):
-        transitions[state, list(row.keys())] = list(row.values())
-    accepting = np.zeros(len(rows), dtype=np.bool_)
-    accepting[list(ends)] = True
-    return reduced(transitions, accepting, budget=budget)
+    given = list(strings)
+    if not given:
+        raise EmptyLanguage("no text is legal")
+    try:
+        transitions, accepting = _core.strings_table(given, _SLACK * budget)
+    except _core.BudgetError as error:
+        message = f"the strings need more than {budget} states; allow fewer or shorter ones"
+        raise BudgetExceeded(message) from error
+    if len(accepting) > budget:
+        raise _too_many(len(accepting), budget)
+    return ByteFSM(transitions, accepting)
 
 
 def intersect(a: ByteFSM, b: ByteFSM, *, budget: int = STATE_BUDGET) -> ByteFSM:
@@ -238,7 +232,7 @@ def reduced(transitions: _Table, accepting: _Flags, *, start: int = 0, budget: i
     steps, accepting, start = _trimmed(transitions[:, columns], accepting, start)
     steps, accepting, start = _minimised(steps, accepting, start)
     if len(accepting) > budget:
-        raise BudgetExceeded(f"the automaton has {len(accepting)} states, the limit is {budget}; simplify the schema")
+        raise _too_many(len(accepting), budget)
     order = _breadth_first(steps, start)
     rank = np.full(len(accepting) + 1, -1, dtype=np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
@@ -385,6 +379,10 @@ def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 def _shown(regex: str) -> str:
     return repr(regex if len(regex) <= 80 else regex[:77] + "...")
+
+
+def _too_many(states: int, budget: int) -> BudgetExceeded:
+    return BudgetExceeded(f"the automaton has {states} states, the limit is {budget}; simplify the schema")
 
 
 def _too_large(regex: str, budget: int) -> BudgetExceeded:

@@ -153,28 +153,31 @@ class ObjectReader:
         forbidden: list[str] = []
         for name, member in declared.items():
             self._check_name(name, pointer, "properties")
-            at = f"{pointer}/properties/{escaped(name)}"
-            try:
-                properties.append(Member(name, self.c.value(member, at), name in required))
-            except Impossible:
-                if name in required:
-                    raise
-                forbidden.append(name)
-        value: int | None = None
+            value = self.c.leaf(member)
+            if value is None:
+                try:
+                    value = self.c.value(member, f"{pointer}/properties/{escaped(name)}")
+                except Impossible:
+                    if name in required:
+                        raise
+                    forbidden.append(name)
+                    continue
+            properties.append(Member(name, value, name in required))
+        other: int | None = None
         if extra is not False:
             with suppress(Impossible):
-                value = self.c.value(extra, f"{pointer}/additionalProperties")
+                other = self.c.value(extra, f"{pointer}/additionalProperties")
         for name in dict.fromkeys(required):
             if name not in declared:
                 self._check_name(name, pointer, "required")
-                self._check_taken(name, value is not None, pointer)
+                self._check_taken(name, other is not None, pointer)
                 properties.append(Member(name, self.c.value(extra, pointer), True))
-        if value is None:
+        if other is None:
             return Members(properties, None)
         properties += self._forbidden(forbidden)
         # Beside declared properties, keys are written in the very ways that those are, or `"\\u0061"` would pass for
         # another key than `"a"`.
-        return Members(properties, OtherKeys(self._plain_key_dfa() if properties else self.c.string_dfa(), (value,)))
+        return Members(properties, OtherKeys(self._plain_key_dfa() if properties else self.c.string_dfa(), (other,)))
 
     def _check_taken(self, name: str, possible: bool, pointer: str) -> None:
         if not possible:

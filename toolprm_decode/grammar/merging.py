@@ -275,6 +275,8 @@ def containments(schema: dict[str, Any]) -> list[Contains]:
 
 def type_of(value: Any) -> str:
     """The narrowest type of a JSON value: 5.0 is an integer."""
+    if type(value) is str:  # most are
+        return "string"
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):

@@ -53,7 +53,7 @@ def needs_localising(root: Schema) -> bool:
                 return True
             here = here.values()
         for value in here:
-            if isinstance(value, (dict, list)):
+            if type(value) is not str and isinstance(value, (dict, list)):  # most are strings
                 open_.append(value)
     return False
 

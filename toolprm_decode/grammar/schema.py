@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, NoReturn
 
@@ -21,7 +21,7 @@ from toolprm_decode.grammar.arrays import read_array
 from toolprm_decode.grammar.automata import Impossible, fsm_dfa, regex_dfa, strings_dfa
 from toolprm_decode.grammar.checking import TYPES, CannotTell, constants, holds, types_of
 from toolprm_decode.grammar.fsm import ByteFSM, EmptyLanguage, byte_fsm, difference, from_strings, intersect, union
-from toolprm_decode.grammar.members import ObjectReader
+from toolprm_decode.grammar.members import ObjectReader, spellings
 from toolprm_decode.grammar.merging import (
     MORE,
     NOT,
@@ -73,6 +73,8 @@ ANNOTATING_FORMATS = _word_set(
 
 _LEAF_TYPES = frozenset({"string", "number", "integer", "boolean", "null"})
 _LEAF_WORDS = frozenset({"type", "title", "description", "default", "examples", "example"})
+# Words that the readers of types know, and annotations: beside these alone nothing has to be followed or rewritten.
+_TYPED_WORDS = _LEAF_WORDS | _word_set("properties required additionalProperties items minimum maximum format optional")
 
 
 class SchemaCompiler:
@@ -108,8 +110,12 @@ class SchemaCompiler:
         self._localised = isinstance(root, dict) and needs_localising(root)
         self.root: Schema = localised(root) if self._localised and isinstance(root, dict) else root
         self._given = root
-        self._unread, constants = _parts(self.root)
-        self._work, self._most_work = 0, MAX_WORK + constants
+        # Schemas that were read. Few documents come near the budget, so which of them are the root's own, and count for
+        # nothing when they are met first, is looked up only there.
+        self._work, self._most_work = 0, MAX_WORK
+        self._met: set[int] = set()
+        self._counted: list[int] = []
+        self._own: set[int] | None = None
         self._flattening: set[int] = set()
         self._objects = ObjectReader(self)
         self._rules: dict[tuple[str, bool], int] = {}
@@ -129,37 +135,59 @@ class SchemaCompiler:
         """
         if self._localised and schema is self._given:  # references count from the rewritten root
             schema = self.root
-        # Most schemas of tools are a type and a description: their nodes are made once a grammar.
-        kind = schema.get("type") if type(schema) is dict and schema.keys() <= _LEAF_WORDS else None
-        if type(kind) is str and kind in _LEAF_TYPES:
-            self._unread.discard(id(schema))
-            if kind not in self._nodes:
-                self._nodes[kind] = self._typed({"type": kind}, pointer, False)[0]
-            leaf: int = self._nodes[kind]
+        leaf = self.leaf(schema)
+        if leaf is not None:
             return leaf
         options = self._options(schema, pointer, arguments)
         return options[0] if len(options) == 1 else self.builder.choice(options)
 
-    def _options(self, schema: Schema, pointer: str, arguments: bool) -> list[int]:
-        with self._deeper(pointer, None, f"schemas are nested more than {MAX_DEPTH} deep"):
-            return self._read(schema, pointer, arguments)
+    def leaf(self, schema: Schema) -> int | None:
+        """The node of a schema that is one type and annotations, as most of a tool's are: it is made once a grammar."""
+        if type(schema) is not dict or not schema.keys() <= _LEAF_WORDS:
+            return None
+        kind = schema.get("type")
+        if type(kind) is not str or kind not in _LEAF_TYPES:
+            return None
+        self._met.add(id(schema))
+        if kind not in self._nodes:
+            self._nodes[kind] = self._of_type(kind, schema, "", False)
+        node: int = self._nodes[kind]
+        return node
 
-    @contextmanager
-    def _deeper(self, pointer: str, keyword: str | None, message: str) -> Iterator[None]:
+    def _options(self, schema: Schema, pointer: str, arguments: bool) -> list[int]:
         self._depth += 1
         try:
-            if self._depth > MAX_DEPTH:
-                self.fail(pointer, keyword, message)
-            yield
+            self._check_depth(pointer, None, f"schemas are nested more than {MAX_DEPTH} deep")
+            return self._read(schema, pointer, arguments)
         finally:
             self._depth -= 1
 
-    def _read(self, schema: Schema, pointer: str, arguments: bool) -> list[int]:
-        if id(schema) in self._unread:
-            self._unread.discard(id(schema))
-        else:
+    def _check_depth(self, pointer: str, keyword: str | None, message: str) -> None:
+        if self._depth > MAX_DEPTH:
+            self.fail(pointer, keyword, message)
+
+    def _count(self, schema: Schema) -> None:
+        """Counts a schema that is read, unless it is one of the root's own that was not met before."""
+        key = id(schema)
+        fresh = key not in self._met
+        self._met.add(key)
+        if self._own is None:
             self._work += 1
-        if self._work > self._most_work:
+            if fresh:
+                self._counted.append(key)
+        elif not fresh or key not in self._own:
+            self._work += 1
+
+    def _overworked(self) -> bool:
+        if self._work > self._most_work and self._own is None:
+            self._own, constants = _parts(self.root)
+            self._work -= sum(key in self._own for key in self._counted)
+            self._most_work += constants
+        return self._work > self._most_work
+
+    def _read(self, schema: Schema, pointer: str, arguments: bool) -> list[int]:
+        self._count(schema)
+        if self._overworked():
             message = f"alternatives, conjunctions and negations make more than {MAX_WORK} schemas of it"
             raise BudgetExceeded(str(ToolSchemaError(message, tool=self.tool, pointer=pointer)))
         if schema is True or schema == {}:
@@ -171,6 +199,8 @@ class SchemaCompiler:
         return self._read_words(schema, pointer, arguments)
 
     def _read_words(self, schema: dict[str, Any], pointer: str, arguments: bool) -> list[int]:
+        if schema.keys() <= _TYPED_WORDS:
+            return self._typed(schema, pointer, arguments)
         self.check_words(schema, pointer)
         if not _REWRITTEN.isdisjoint(schema):
             return self._shared(self.flat(schema, pointer), pointer, arguments)
@@ -267,9 +297,10 @@ class SchemaCompiler:
         if key in self._flattening:
             self.fail(pointer, "$ref", "the reference leads back to itself")
         self._flattening.add(key)
+        self._depth += 1
         try:
-            with self._deeper(pointer, "allOf", "nested too deep, or in a circle"):
-                result = self._flattened(schema, pointer)
+            self._check_depth(pointer, "allOf", "nested too deep, or in a circle")
+            result = self._flattened(schema, pointer)
         except CannotMerge as error:
             at = pointer if error.pointer is None else error.pointer
             raise UnsupportedSchemaError(str(error), tool=self.tool, pointer=at, keyword=error.keyword) from error
@@ -281,6 +312,7 @@ class SchemaCompiler:
         except (AttributeError, TypeError) as error:
             self.fail(pointer, None, f"a keyword has a value of the wrong kind: {error}")
         finally:
+            self._depth -= 1
             self._flattening.discard(key)
         self._conjunctions[key] = (schema, result)
         return result
@@ -390,7 +422,7 @@ class SchemaCompiler:
         except Impossible:
             return True
         except (ToolSchemaError, BudgetExceeded, _core.BudgetError):
-            if self._work > self._most_work:
+            if self._overworked():
                 raise
         finally:
             self.builder, self._nodes, self._rules, self._impossible, self._any = kept
@@ -412,10 +444,13 @@ class SchemaCompiler:
             self.fail(pointer, "enum", f"must be a list of values, not {values!r:.60}")
         if not values:
             self.impossible("has no values", pointer, "enum")
-        values = self._valid(values, {k: v for k, v in schema.items() if k != word}, word, pointer)
+        values = self._valid(values, schema, word, pointer)
         options: list[int] = []
         numbers, others = set[bytes](), set[bytes]()
         for value in values:
+            if isinstance(value, str):
+                others.update(self.written(value, word, pointer))
+                continue
             if isinstance(value, list):  # members may be written in any order, and white space be flexible
                 items = [{"const": item} for item in value]
                 exact: Schema = {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
@@ -433,9 +468,9 @@ class SchemaCompiler:
             self.builder.scalar(strings_dfa(tuple(sorted(texts)))) for texts in (others, numbers) if texts
         ]
 
-    def _valid(self, values: list[Any], rest: dict[str, Any], word: str, pointer: str) -> list[Any]:
+    def _valid(self, values: list[Any], schema: dict[str, Any], word: str, pointer: str) -> list[Any]:
         """Those of the values that fit the other keywords of their schema."""
-        rest = {k: v for k, v in rest.items() if k not in _ANNOTATIONS}
+        rest = {k: v for k, v in schema.items() if k != word and k not in _ANNOTATIONS}
         if not rest:
             return values
         if rest.keys() == {"type"}:
@@ -459,7 +494,10 @@ class SchemaCompiler:
         raise Impossible(message, tool=self.tool, pointer=pointer, keyword=word)
 
     def written(self, value: Any, word: str, pointer: str) -> set[bytes]:
+        """The ways to write a value that is neither a list nor an object."""
         try:
+            if isinstance(value, str):
+                return {*spellings(value), repr(value).encode()} if self.style == "python" else {*spellings(value)}
             texts = {json.dumps(value, ensure_ascii=a, allow_nan=False) for a in (True, False)}
             if isinstance(value, float) and value.is_integer() and abs(value) < 1e16:
                 texts.add(str(int(value)))
@@ -477,25 +515,28 @@ class SchemaCompiler:
         types = self._type_names(schema, pointer)
         if "number" in types and "integer" in types:
             types = [t for t in types if t != "integer"]
-        readers: dict[str, Callable[[], int]] = {
-            "object": lambda: self._objects.read(schema, pointer, arguments),
-            "array": lambda: read_array(self, schema, pointer),
-            "string": lambda: self._string(schema, pointer),
-            "number": lambda: self._number(schema, pointer, integers=False),
-            "integer": lambda: self._number(schema, pointer, integers=True),
-            "boolean": lambda: self.builder.scalar(self._words("true", "false", "True", "False")),
-            "null": lambda: self.builder.scalar(self._words("null", "None")),
-        }
         options: list[int] = []
         impossible: Impossible | None = None
         for name in dict.fromkeys(types):
             try:
-                options.append(readers[name]())
+                options.append(self._of_type(name, schema, pointer, arguments))
             except Impossible as error:
                 impossible = error
         if impossible and not options:
             raise impossible
         return options
+
+    def _of_type(self, name: str, schema: dict[str, Any], pointer: str, arguments: bool) -> int:
+        if name == "object":
+            return self._objects.read(schema, pointer, arguments)
+        if name == "array":
+            return read_array(self, schema, pointer)
+        if name == "string":
+            return self._string(schema, pointer)
+        if name in ("number", "integer"):
+            return self._number(schema, pointer, integers=name == "integer")
+        words = ("true", "false", "True", "False") if name == "boolean" else ("null", "None")
+        return self.builder.scalar(self._words(*words))
 
     def _type_names(self, schema: Mapping[str, Any], pointer: str) -> list[str]:
         types = schema.get("type", list(TYPES))
@@ -569,6 +610,8 @@ class SchemaCompiler:
     # ------------------------------------------------------------------ counts
 
     def bounds(self, schema: Mapping[str, Any], low: str, high: str, pointer: str) -> tuple[int, int | None]:
+        if low not in schema and high not in schema:
+            return 0, None
         for word in (low, high):
             bound = schema.get(word)
             whole = isinstance(bound, int) and not isinstance(bound, bool)
