@@ -50,7 +50,9 @@ def test_headers_library_and_cmake_package_lie_in_the_package() -> None:
     assert {header.name for header in (package / "include" / "toolprm").glob("*.h")} == {
         header.name for header in (ROOT / "csrc" / "include" / "toolprm").glob("*.h")
     }
-    assert list((package / "lib").glob("*toolprm.*"))
+    assert list((package / "lib").glob("*toolprm.a")) + list((package / "lib").glob("toolprm.lib"))  # static
+    assert list((package / "lib").glob("*toolprm.*[0-9]*")) + list((package / "lib").glob("*.dylib"))  # shared
+    assert not [entry for entry in (package / "lib").iterdir() if entry.is_symlink()]  # a wheel would hold copies
     assert (package / "lib" / "cmake" / "toolprm" / "toolprmConfig.cmake").is_file()
     assert (package / "py.typed").is_file()
 

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "toolprm/export.h"
 #include "toolprm/vocabulary.h"
 
 namespace toolprm {
@@ -24,23 +25,23 @@ namespace toolprm {
 // The kinds of decisions inside a call (arXiv 2510.14703, section 3).
 enum class StepKind : std::uint8_t { kFuncName, kArgValue, kParamFinish, kFuncFinish, kTotalFinish };
 
-const char *step_kind_name(StepKind kind);
+TOOLPRM_API const char *step_kind_name(StepKind kind);
 
 inline constexpr std::uint32_t kInfinite = std::numeric_limits<std::uint32_t>::max() / 4;
 inline constexpr std::uint32_t kUnbounded = std::numeric_limits<std::uint32_t>::max();
 
 // A limit was reached: the instructions of a grammar, the ways to read a text, or the tokens of an answer.
-struct BudgetError : std::runtime_error {
+struct TOOLPRM_API BudgetError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 // No text satisfies the grammar, or a rule refers to itself without reading anything.
-struct ImpossibleGrammar : std::runtime_error {
+struct TOOLPRM_API ImpossibleGrammar : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 // A byte automaton of a scalar value, trimmed: from every state an accepting one can be reached.
-class Dfa {
+class TOOLPRM_API Dfa {
 public:
   // transitions: states x 256, -1 where there is none; accepting: one flag a state; state 0 is the start.
   // Throws std::invalid_argument for sizes or targets that do not fit.
@@ -76,7 +77,7 @@ class StatePool; // its interned states: private to the core
 using NodeId = std::int32_t;
 
 // What GrammarBuilder::build() makes. Immutable but for its pools of states; safe to share between threads.
-class Grammar {
+class TOOLPRM_API Grammar {
 public:
   Grammar(std::unique_ptr<const Program> program, std::size_t pool_bytes);
   ~Grammar();
@@ -109,7 +110,7 @@ private:
 // All of them throw std::invalid_argument for ids that are not of earlier calls and for automata that are missing, and
 // BudgetError for nodes nested more than kMaxNesting deep (recursion goes through rules) or more nodes than
 // max_instructions.
-class GrammarBuilder {
+class TOOLPRM_API GrammarBuilder {
 public:
   static constexpr std::uint32_t kMaxNesting = 1000;
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "toolprm/block_pool.h"
+#include "toolprm/export.h"
 #include "toolprm/mask.h"
 #include "toolprm/matcher.h"
 #include "toolprm/prefix_cache.h"
@@ -191,7 +192,7 @@ struct SearchConfig {
 // Where blocks lack, idle prompts go first; then the youngest requests give theirs up, wait, and read their tokens
 // again later (the answer is the same: random numbers depend on their keys alone). A request that finds no room when
 // all others are gone fails with OutOfBlocks.
-class Search {
+class TOOLPRM_API Search {
 public:
   // Throws std::invalid_argument for sizes out of range.
   explicit Search(SearchConfig config = {});
