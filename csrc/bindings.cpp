@@ -184,6 +184,20 @@ void bind_grammar(py::module_ &m) {
       });
 
   py::class_<Grammar, std::shared_ptr<Grammar>>(m, "Grammar")
+      .def("serialize",
+           [](const Grammar &g) {
+             const std::vector<std::byte> bytes = g.serialize();
+             return py::bytes(reinterpret_cast<const char *>(bytes.data()), bytes.size());
+           })
+      .def_static(
+          "deserialize",
+          [](const py::bytes &data, std::size_t max_instructions) {
+            const std::string_view bytes(data);
+            py::gil_scoped_release release;
+            return std::const_pointer_cast<Grammar>(
+                Grammar::deserialize(std::as_bytes(std::span(bytes)), max_instructions));
+          },
+          py::arg("data"), py::arg("max_instructions") = kMaxInstructions)
       .def_property_readonly("instructions", &Grammar::instructions)
       .def_property_readonly("shortest", &Grammar::shortest);
 
@@ -196,7 +210,7 @@ void bind_grammar(py::module_ &m) {
 
   using DfaPtr = std::shared_ptr<Dfa>;
   py::class_<GrammarBuilder>(m, "GrammarBuilder")
-      .def(py::init<std::size_t>(), py::arg("max_instructions") = 4'000'000)
+      .def(py::init<std::size_t>(), py::arg("max_instructions") = kMaxInstructions)
       .def("literal", [](GrammarBuilder &b, const py::bytes &bytes) { return b.literal(bytes); })
       .def("scalar", [](GrammarBuilder &b, const DfaPtr &dfa) { return b.scalar(dfa); })
       .def("repeat", [](GrammarBuilder &b, const DfaPtr &unit, std::uint32_t min,
