@@ -183,9 +183,9 @@ struct SearchConfig {
 //   Search search;
 //   auto id = search.add({matcher, options, Scoring::kNone, prompt});
 //   for (const Plan *plan = &search.plan(); plan->kind == PlanKind::kDecode; plan = &search.plan()) {
-//     run_model(*plan, logits); // [outputs, vocabulary]
-//     draw(*plan, logits, tokens, logprobs); // by sample() on a CPU
-//     search.commit_tokens(tokens, logprobs);
+//     run_model(*plan, logits, few_logits); // [full_outputs, vocabulary], [the other outputs, few_ids]
+//     Draws drawn = draw(*plan, logits, few_logits); // on a CPU: toolprm/draw.h
+//     search.commit_tokens(drawn.tokens, drawn.logprobs, drawn.perturbed);
 //   }
 //   Result result = search.take(id);
 //
