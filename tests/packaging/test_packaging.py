@@ -74,3 +74,22 @@ def test_command_line_answers(command: list[str], tmp_path: Path) -> None:
     """Run from another folder, as a user would."""
     done = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "toolprm" in done.stdout
+
+
+TOLD_WITHOUT_TORCH = """
+import runpy, sys
+try:
+    runpy.run_module("toolprm_decode", run_name="__main__")
+finally:
+    assert not {"torch", "transformers"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "file"), [("--cmake-dir", "toolprmConfig.cmake"), ("--include-dir", "toolprm/toolprm.h")]
+)
+def test_folders_of_the_sdk_are_told_without_torch(option: str, file: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TOLD_WITHOUT_TORCH, option]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (Path(done.stdout.strip()) / file).is_file()
+    assert done.stdout.count("\n") == 1
