@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from toolprm_decode.learning.world.world import LEVELS, World
 from .bfcl import answered
 from .cases import FORMATS
 from .texts import dumps_of, write
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "serving"
 
 
 def read(grammar: CallGrammar | bytes, tokenizer: Any) -> _core.Matcher:
@@ -93,3 +96,25 @@ def test_what_is_no_grammar_is_a_value_error() -> None:
     for broken in (b"", data[:-1], data + b"\0", b"{}", data[:-1] + bytes([data[-1] ^ 1])):
         with pytest.raises(ValueError, match="serialised grammar"):
             _core.Grammar.deserialize(broken)
+
+
+def test_the_grammars_of_the_example_are_those_of_its_tools() -> None:
+    """Files of an earlier release are still read, too. Write them anew by tools.py where the tools change."""
+    spec = importlib.util.spec_from_file_location("example_tools", EXAMPLE / "tools.py")
+    assert spec is not None and spec.loader is not None
+    tools = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tools)
+    tokenizer = tools.any_tokenizer()
+    words = (len(vocabulary(tokenizer)) + 31) // 32
+    rng = random.Random(1)
+    for name in tools.TOOLS:
+        grammar = tools.compile_tools(name, tokenizer)
+        for _ in range(20):
+            walk, row, tokens = grammar.matcher(), np.zeros(words, np.int32), []
+            while not walk.is_stopped and len(tokens) < 200:
+                walk.fill_mask(row)
+                legal = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))
+                tokens.append(int(rng.choice(legal)))
+                walk.accept(tokens[-1])
+            stored = (EXAMPLE / "tools" / f"{name}.grammar").read_bytes()
+            check_alike(grammar.matcher(), read(stored, tokenizer), tokens, words)
