@@ -27,7 +27,7 @@ lint:  ## ruff, mypy and clang-format, changing nothing
 format:  ## rewrite Python and C++ sources in the project's format
 	ruff check --fix .
 	ruff format .
-	find csrc \( -name '*.h' -o -name '*.cpp' \) -exec clang-format -i {} +
+	find csrc examples \( -name '*.h' -o -name '*.c' -o -name '*.cpp' \) -exec clang-format -i {} +
 
 bench:  ## run the benchmarks
 	$(PYTHON) -m pytest benchmarks --benchmark-only

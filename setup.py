@@ -1,4 +1,4 @@
-"""Builds csrc with CMake into toolprm_decode._core, the headers, the static library and the CMake package."""
+"""Builds csrc with CMake into toolprm_decode._core, the headers, the libraries and the CMake package."""
 
 from __future__ import annotations
 
@@ -51,7 +51,11 @@ class CMakeBuild(build_ext):
             shutil.rmtree(stale, ignore_errors=True)
         subprocess.run([cmake, *configure], check=True)
         subprocess.run([cmake, "--build", str(build), "--config", "Release", "--parallel", jobs], check=True)
-        subprocess.run([cmake, "--install", str(build), "--config", "Release", "--prefix", str(package)], check=True)
+        install = [cmake, "--install", str(build), "--config", "Release", "--prefix", str(package), "--strip"]
+        subprocess.run(install, check=True)
+        for link in (package / "lib").iterdir():
+            if link.is_symlink():  # wheels hold none: it would be the library a second time
+                link.unlink()
 
     def get_source_files(self) -> list[str]:
         return []  # MANIFEST.in names what the sdist holds

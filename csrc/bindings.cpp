@@ -10,6 +10,7 @@
 
 #include "automaton.h"
 #include "strings.h"
+#include "toolprm/draw.h"
 #include "toolprm/grammar.h"
 #include "toolprm/matcher.h"
 #include "toolprm/sampler.h"
@@ -184,6 +185,20 @@ void bind_grammar(py::module_ &m) {
       });
 
   py::class_<Grammar, std::shared_ptr<Grammar>>(m, "Grammar")
+      .def("serialize",
+           [](const Grammar &g) {
+             const std::vector<std::byte> bytes = g.serialize();
+             return py::bytes(reinterpret_cast<const char *>(bytes.data()), bytes.size());
+           })
+      .def_static(
+          "deserialize",
+          [](const py::bytes &data, std::size_t max_instructions) {
+            const std::string_view bytes(data);
+            py::gil_scoped_release release;
+            return std::const_pointer_cast<Grammar>(
+                Grammar::deserialize(std::as_bytes(std::span(bytes)), max_instructions));
+          },
+          py::arg("data"), py::arg("max_instructions") = kMaxInstructions)
       .def_property_readonly("instructions", &Grammar::instructions)
       .def_property_readonly("shortest", &Grammar::shortest);
 
@@ -196,7 +211,7 @@ void bind_grammar(py::module_ &m) {
 
   using DfaPtr = std::shared_ptr<Dfa>;
   py::class_<GrammarBuilder>(m, "GrammarBuilder")
-      .def(py::init<std::size_t>(), py::arg("max_instructions") = 4'000'000)
+      .def(py::init<std::size_t>(), py::arg("max_instructions") = kMaxInstructions)
       .def("literal", [](GrammarBuilder &b, const py::bytes &bytes) { return b.literal(bytes); })
       .def("scalar", [](GrammarBuilder &b, const DfaPtr &dfa) { return b.scalar(dfa); })
       .def("repeat", [](GrammarBuilder &b, const DfaPtr &unit, std::uint32_t min,
@@ -359,7 +374,7 @@ raise BudgetExceeded where a schema's alternatives overlap so much that reading 
   m.def("canonical_value", [](const std::string &text) { return py::bytes(canonical_value(text)); });
 }
 
-template <class T> std::span<const T> to_span(const py::array_t<T, py::array::c_style | py::array::forcecast> &array) {
+template <class T, int flags> std::span<const T> to_span(const py::array_t<T, flags> &array) {
   return {array.data(), static_cast<std::size_t>(array.size())};
 }
 
@@ -412,51 +427,16 @@ py::tuple sample_plan(const Plan &plan, const py::object &all_logits, const py::
       static_cast<std::size_t>(few_logits.shape(1)) != plan.few_ids.size())
     throw py::value_error("few_logits must be [" + std::to_string(plan.outputs.size() - full) + ", " +
                           std::to_string(plan.few_ids.size()) + "]");
-  const auto width = static_cast<std::size_t>(logits.shape(1));
-  const auto samples = static_cast<py::ssize_t>(plan.uniforms.size());
-  py::array_t<TokenId> tokens(samples);
-  py::array_t<double> logprobs(samples);
-  py::array_t<double> perturbed({samples, py::ssize_t{2}});
-  TokenId *token = tokens.mutable_data();
-  double *logprob = logprobs.mutable_data();
-  static_assert(sizeof(Perturbed) == 2 * sizeof(double));
-  auto *place = reinterpret_cast<Perturbed *>(perturbed.mutable_data());
-  const float *row = logits.data(), *few_row = few_logits.data();
-  std::map<std::int64_t, std::string> failures;
+  Draws drawn;
   {
+    const auto values = to_span(logits), few_values = to_span(few_logits);
     py::gil_scoped_release release;
-    std::fill_n(token, samples, -1);
-    std::fill_n(logprob, samples, 0.0);
-    std::fill_n(place, samples, Perturbed{});
-    std::size_t at = 0;
-    for (std::size_t output = 0; output < plan.draws.size(); ++output) {
-      const auto draws = static_cast<std::size_t>(plan.draws[output]);
-      const Mask &mask = *plan.masks[static_cast<std::size_t>(plan.mask_index[output])];
-      const Logits own =
-          output < full ? Logits{{row + output * width, width}}
-                        : Logits{{few_row + (output - full) * plan.few_ids.size(), plan.few_ids.size()}, plan.few_ids};
-      const auto uniforms = std::span(plan.uniforms).subspan(at, draws);
-      try {
-        switch (plan.sampling[output]) {
-        case Sampling::kIndependent:
-          sample(own, mask, plan.temperatures[output], uniforms, token + at, logprob + at);
-          break;
-        case Sampling::kDistinct:
-          sample_distinct(own, mask, plan.temperatures[output], uniforms,
-                          std::span(plan.gumbel_uniforms).subspan(at, draws), plan.parents[output], token + at,
-                          logprob + at, place + at);
-          break;
-        case Sampling::kLikeliest:
-          likeliest(own, mask, draws, token + at, logprob + at);
-          break;
-        }
-      } catch (const std::logic_error &error) { // domain_error and invalid_argument are
-        failures.emplace(plan.requests[output], error.what());
-      }
-      at += draws;
-    }
+    drawn = draw(plan, values, few_values);
   }
-  return py::make_tuple(tokens, logprobs, perturbed, failures);
+  static_assert(sizeof(Perturbed) == 2 * sizeof(double));
+  const py::array_t<double> perturbed({static_cast<py::ssize_t>(drawn.perturbed.size()), py::ssize_t{2}},
+                                      reinterpret_cast<const double *>(drawn.perturbed.data()));
+  return py::make_tuple(to_array(drawn.tokens), to_array(drawn.logprobs), perturbed, drawn.failures);
 }
 
 void bind_search(py::module_ &m) {

@@ -6,6 +6,7 @@
 #include <queue>
 
 #include "automaton.h"
+#include "grammar_node.h"
 
 namespace toolprm {
 
@@ -145,34 +146,6 @@ KeySet::KeySet(const std::vector<std::pair<std::string, std::int32_t>> &keys) {
 }
 
 // ---------------------------------------------------------------------------------------------- builder
-
-struct GrammarBuilder::Node {
-  enum class Kind {
-    kLiteral,
-    kScalar,
-    kRepeat,
-    kSequence,
-    kChoice,
-    kNames,
-    kObject,
-    kArray,
-    kStep,
-    kSpace,
-    kStop,
-    kRule
-  };
-  explicit Node(Kind k) : kind(k) {}
-  Kind kind;
-  std::string text; // literal, or the label of a rule
-  std::shared_ptr<const Dfa> dfa;
-  std::uint32_t min = 0, max = 0;
-  std::vector<NodeId> parts;
-  std::vector<std::pair<std::string, NodeId>> entries;
-  std::shared_ptr<const Object> object;
-  std::shared_ptr<const Array> array;
-  StepKind step = StepKind::kFuncName;
-  std::uint32_t depth = 1;
-};
 
 namespace {
 
@@ -926,13 +899,15 @@ private:
 std::shared_ptr<const Grammar> GrammarBuilder::build(NodeId root, bool calls, std::size_t pool_bytes) const {
   if (root < 0 || static_cast<std::size_t>(root) >= nodes_.size())
     throw std::invalid_argument("there is no node " + std::to_string(root));
-  return std::make_shared<const Grammar>(Compiler(*this).run(root, calls), pool_bytes);
+  auto program = Compiler(*this).run(root, calls); // first: it finds what is wrong with the nodes
+  return std::make_shared<const Grammar>(std::move(program), GrammarSource::of(*this, root, calls), pool_bytes);
 }
 
 // ---------------------------------------------------------------------------------------------- Grammar
 
-Grammar::Grammar(std::unique_ptr<const Program> program, std::size_t pool_bytes)
-    : program_(std::move(program)), pool_bytes_(pool_bytes) {}
+Grammar::Grammar(std::unique_ptr<const Program> program, std::unique_ptr<const GrammarSource> source,
+                 std::size_t pool_bytes)
+    : program_(std::move(program)), source_(std::move(source)), pool_bytes_(pool_bytes) {}
 
 Grammar::~Grammar() = default;
 

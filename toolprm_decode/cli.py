@@ -46,8 +46,26 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{message} (see {self.prog} --help)")
 
 
+class _PrintFolder(argparse.Action):
+    """Prints where a part of the package lies, and ends."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, const: Path, help: str):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, const=const, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        if not self.const.is_dir():
+            raise RequestError(f"{self.const} is not there: install the package, which builds its core")
+        print(self.const)
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="toolprm", description="Function calls that are legal and scored step by step.")
+    package = Path(__file__).resolve().parent
+    cmake = package / "lib" / "cmake" / "toolprm"
+    parser.add_argument("--cmake-dir", action=_PrintFolder, const=cmake, help="print toolprm_DIR for find_package()")
+    include = package / "include"
+    parser.add_argument("--include-dir", action=_PrintFolder, const=include, help="print where the C++ headers lie")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     decode = commands.add_parser(

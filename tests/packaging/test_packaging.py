@@ -50,7 +50,9 @@ def test_headers_library_and_cmake_package_lie_in_the_package() -> None:
     assert {header.name for header in (package / "include" / "toolprm").glob("*.h")} == {
         header.name for header in (ROOT / "csrc" / "include" / "toolprm").glob("*.h")
     }
-    assert list((package / "lib").glob("*toolprm.*"))
+    assert list((package / "lib").glob("*toolprm.a")) + list((package / "lib").glob("toolprm.lib"))  # static
+    assert list((package / "lib").glob("*toolprm.*[0-9]*")) + list((package / "lib").glob("*.dylib"))  # shared
+    assert not [entry for entry in (package / "lib").iterdir() if entry.is_symlink()]  # a wheel would hold copies
     assert (package / "lib" / "cmake" / "toolprm" / "toolprmConfig.cmake").is_file()
     assert (package / "py.typed").is_file()
 
@@ -72,3 +74,22 @@ def test_command_line_answers(command: list[str], tmp_path: Path) -> None:
     """Run from another folder, as a user would."""
     done = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "toolprm" in done.stdout
+
+
+TOLD_WITHOUT_TORCH = """
+import runpy, sys
+try:
+    runpy.run_module("toolprm_decode", run_name="__main__")
+finally:
+    assert not {"torch", "transformers"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "file"), [("--cmake-dir", "toolprmConfig.cmake"), ("--include-dir", "toolprm/toolprm.h")]
+)
+def test_folders_of_the_sdk_are_told_without_torch(option: str, file: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TOLD_WITHOUT_TORCH, option]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (Path(done.stdout.strip()) / file).is_file()
+    assert done.stdout.count("\n") == 1

@@ -186,6 +186,12 @@ class CallGrammar:
         """The tokens that end an answer."""
         return self._vocabulary.stop_ids
 
+    def serialize(self) -> bytes:
+        """The grammar as bytes, without the vocabulary: the core's C++ and C interfaces read it in another process
+        (docs/sdk.md), where it allows the same texts and ends the same steps.
+        """
+        return self._grammar.serialize()
+
     @property
     def vocabulary_size(self) -> int:
         """Number of token ids; a mask row has ceil(vocabulary_size / 32) words."""

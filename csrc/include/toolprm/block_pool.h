@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "toolprm/chain.h"
+#include "toolprm/export.h"
 
 namespace toolprm {
 
@@ -25,13 +26,13 @@ struct BlockRun {
 };
 
 // A pool has no block left.
-struct OutOfBlocks : std::runtime_error {
+struct TOOLPRM_API OutOfBlocks : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 // Hands out blocks of block_size slots. Block 0 is nobody's: what must point somewhere without a meaning points there.
 // Not thread-safe: its owner (the search) is entered by one thread at a time.
-class BlockPool {
+class TOOLPRM_API BlockPool {
 public:
   // capacity: most blocks in use at once, 0 for as many as slots can be numbered.
   // Throws std::invalid_argument for a block_size below 1, a negative capacity, or one whose slots have no numbers.
@@ -60,7 +61,7 @@ private:
 
 // The tokens that one row wrote after its prompt. A copy is a fork: it shares all blocks, at the cost of a pointer.
 // Its blocks go back to the pool with the last sequence that holds them. Thread-safe as little as the pool.
-class KvSequence {
+class TOOLPRM_API KvSequence {
 public:
   KvSequence() = default; // belongs to no pool: append() must not be called
   explicit KvSequence(std::shared_ptr<BlockPool> pool) : pool_(std::move(pool)) {}

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <bitset>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -17,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "toolprm/export.h"
 #include "toolprm/vocabulary.h"
 
 namespace toolprm {
@@ -24,23 +26,28 @@ namespace toolprm {
 // The kinds of decisions inside a call (arXiv 2510.14703, section 3).
 enum class StepKind : std::uint8_t { kFuncName, kArgValue, kParamFinish, kFuncFinish, kTotalFinish };
 
-const char *step_kind_name(StepKind kind);
+TOOLPRM_API const char *step_kind_name(StepKind kind);
 
 inline constexpr std::uint32_t kInfinite = std::numeric_limits<std::uint32_t>::max() / 4;
 inline constexpr std::uint32_t kUnbounded = std::numeric_limits<std::uint32_t>::max();
 
 // A limit was reached: the instructions of a grammar, the ways to read a text, or the tokens of an answer.
-struct BudgetError : std::runtime_error {
+struct TOOLPRM_API BudgetError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 // No text satisfies the grammar, or a rule refers to itself without reading anything.
-struct ImpossibleGrammar : std::runtime_error {
+struct TOOLPRM_API ImpossibleGrammar : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Bytes that are no serialised grammar: cut off, damaged, of another version of the format, or made to mislead.
+struct TOOLPRM_API MalformedGrammar : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
 // A byte automaton of a scalar value, trimmed: from every state an accepting one can be reached.
-class Dfa {
+class TOOLPRM_API Dfa {
 public:
   // transitions: states x 256, -1 where there is none; accepting: one flag a state; state 0 is the start.
   // Throws std::invalid_argument for sizes or targets that do not fit.
@@ -71,15 +78,35 @@ private:
   bool returns_ = false;
 };
 
-struct Program;  // the compiled automaton: private to the core
-class StatePool; // its interned states: private to the core
+struct Program;       // the compiled automaton: private to the core
+struct GrammarSource; // what it was compiled from: private to the core
+class StatePool;      // its interned states: private to the core
 using NodeId = std::int32_t;
 
+// Compile budget, see GrammarBuilder.
+inline constexpr std::size_t kMaxInstructions = 4'000'000;
+// About how much memory a grammar's interned states may take before they are begun anew.
+inline constexpr std::size_t kPoolBytes = std::size_t{256} << 20;
+
 // What GrammarBuilder::build() makes. Immutable but for its pools of states; safe to share between threads.
-class Grammar {
+class TOOLPRM_API Grammar {
 public:
-  Grammar(std::unique_ptr<const Program> program, std::size_t pool_bytes);
+  Grammar(std::unique_ptr<const Program> program, std::unique_ptr<const GrammarSource> source, std::size_t pool_bytes);
   ~Grammar();
+
+  // The grammar as bytes, for another process or for later: what it was built from, without a vocabulary. Equal
+  // grammars that were built alike give equal bytes. The format has a version, and each release says which ones it
+  // reads (docs/sdk.md).
+  std::vector<std::byte> serialize() const;
+  // Builds the grammar that the bytes hold; masks, steps and paths are those of the one that was serialised. Automata
+  // that are alive in this process already are used again, and with them what vocabularies know of their masks.
+  // Throws MalformedGrammar where the bytes are not what serialize() writes of a grammar whose texts all end with the
+  // stop token, and BudgetError where they ask for more
+  // than max_instructions (16 for each state of an automaton, 64 within one): safe for bytes from anywhere.
+  static std::shared_ptr<const Grammar> deserialize(std::span<const std::byte> data,
+                                                    std::size_t max_instructions = kMaxInstructions,
+                                                    std::size_t pool_bytes = kPoolBytes);
+
   const Program &program() const { return *program_; }
   // States are interned in a pool that all matchers with this vocabulary share. When it holds more than pool_bytes,
   // matchers made from then on get a fresh one; the old pool goes with its last matcher.
@@ -91,6 +118,7 @@ public:
 
 private:
   std::unique_ptr<const Program> program_;
+  std::unique_ptr<const GrammarSource> source_;
   std::size_t pool_bytes_;
   mutable std::mutex mutex_;
   mutable std::vector<std::pair<std::weak_ptr<const Vocabulary>, std::shared_ptr<StatePool>>> pools_;
@@ -109,7 +137,7 @@ private:
 // All of them throw std::invalid_argument for ids that are not of earlier calls and for automata that are missing, and
 // BudgetError for nodes nested more than kMaxNesting deep (recursion goes through rules) or more nodes than
 // max_instructions.
-class GrammarBuilder {
+class TOOLPRM_API GrammarBuilder {
 public:
   static constexpr std::uint32_t kMaxNesting = 1000;
 
@@ -145,7 +173,7 @@ public:
 
   // max_instructions: compile budget, about one a byte of literals and a few for each other node; the tries of names
   // and keys count too.
-  explicit GrammarBuilder(std::size_t max_instructions = 4'000'000) : limit_(max_instructions) {}
+  explicit GrammarBuilder(std::size_t max_instructions = kMaxInstructions) : limit_(max_instructions) {}
 
   NodeId literal(std::string bytes);
   // Bytes that the automaton accepts. Where more than one length does, each is tried.
@@ -171,13 +199,13 @@ public:
   void define_rule(NodeId rule, NodeId body);
 
   // calls: the text is a list of calls, paths start with the index of the call.
-  // pool_bytes: about how much memory the grammar's interned states may take before they are begun anew.
   // Throws BudgetError past max_instructions; ImpossibleGrammar where no finite text is legal or a rule comes back to
   // itself without reading a byte; std::invalid_argument for rules without a body and names that begin another.
-  std::shared_ptr<const Grammar> build(NodeId root, bool calls, std::size_t pool_bytes = std::size_t{256} << 20) const;
+  std::shared_ptr<const Grammar> build(NodeId root, bool calls, std::size_t pool_bytes = kPoolBytes) const;
 
 private:
   friend class Compiler;
+  friend struct GrammarSource;
   struct Node;
   NodeId add(Node node, std::span<const NodeId> children);
   std::size_t limit_;

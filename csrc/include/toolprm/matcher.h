@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "toolprm/export.h"
 #include "toolprm/grammar.h"
 #include "toolprm/mask.h"
 #include "toolprm/vocabulary.h"
@@ -38,7 +39,7 @@ class StatePool;
 //
 // All that read ahead or write masks throw BudgetError where the text can be read in too many ways at once (the
 // alternatives of a schema overlap exponentially); the matcher is then unchanged.
-class Matcher {
+class TOOLPRM_API Matcher {
 public:
   // At the start of a text. Throws std::invalid_argument where one of them is null.
   Matcher(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const Vocabulary> vocabulary);
@@ -108,10 +109,11 @@ private:
 // Writes the legal tokens of each matcher to its row; rows lie behind each other, all as wide as the first vocabulary
 // or wider. threads: how many may work at once; what was computed before costs too little to be shared out. Throws what
 // Matcher::mask() does.
-void fill_masks(std::span<const Matcher *const> matchers, std::span<std::int32_t> rows, std::size_t threads);
+TOOLPRM_API void fill_masks(std::span<const Matcher *const> matchers, std::span<std::int32_t> rows,
+                            std::size_t threads);
 
 // A JSON (or Python literal) value in one canonical spelling: members sorted, numbers and escapes normalised.
 // What cannot be parsed comes back as it is.
-std::string canonical_value(std::string_view text);
+TOOLPRM_API std::string canonical_value(std::string_view text);
 
 } // namespace toolprm

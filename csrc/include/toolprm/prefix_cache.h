@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "toolprm/block_pool.h"
+#include "toolprm/export.h"
 #include "toolprm/vocabulary.h"
 
 namespace toolprm {
@@ -23,12 +24,12 @@ struct Segment {
 };
 
 // Not thread-safe, like the pool: its owner is entered by one thread at a time.
-class PrefixCache : public std::enable_shared_from_this<PrefixCache> {
+class TOOLPRM_API PrefixCache : public std::enable_shared_from_this<PrefixCache> {
   struct Node;
 
 public:
   // A prompt in use: its blocks stay until the lease goes. Movable; an empty lease holds nothing.
-  class Lease {
+  class TOOLPRM_API Lease {
   public:
     Lease() = default;
     Lease(Lease &&other) noexcept;

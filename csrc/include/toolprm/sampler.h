@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "toolprm/export.h"
 #include "toolprm/mask.h"
 #include "toolprm/vocabulary.h"
 
@@ -11,8 +12,8 @@ namespace toolprm {
 
 // A uniform number in [0, 1): Philox 4x32-10 (Salmon et al. 2011) with seed as key and (candidate, position, round,
 // lane) as counter. The same on every machine, whatever else runs.
-double uniform(std::uint64_t seed, std::uint32_t candidate, std::uint32_t position, std::uint32_t round,
-               std::uint32_t lane = 0);
+TOOLPRM_API double uniform(std::uint64_t seed, std::uint32_t candidate, std::uint32_t position, std::uint32_t round,
+                           std::uint32_t lane = 0);
 
 // The logits of one row: those of the whole vocabulary, or of some ids only.
 struct Logits {
@@ -26,12 +27,13 @@ struct Logits {
 // legal tokens. Thread-safe.
 // Throws std::invalid_argument where a legal token has no logit; std::domain_error where a legal logit is NaN, or the
 // largest is infinite.
-void sample(const Logits &logits, const Mask &mask, double temperature, std::span<const double> uniforms,
-            TokenId *tokens, double *logprobs);
+TOOLPRM_API void sample(const Logits &logits, const Mask &mask, double temperature, std::span<const double> uniforms,
+                        TokenId *tokens, double *logprobs);
 
 // The likeliest legal tokens, best first, the lowest ids of equals; returns how many there are: `most`, or fewer where
 // fewer are legal. tokens, logprobs: room for `most` each; logprobs as in sample(). Throws as sample().
-std::size_t likeliest(const Logits &logits, const Mask &mask, std::size_t most, TokenId *tokens, double *logprobs);
+TOOLPRM_API std::size_t likeliest(const Logits &logits, const Mask &mask, std::size_t most, TokenId *tokens,
+                                  double *logprobs);
 
 // A sequence in a race of Gumbel-perturbed log-probabilities (Kool et al. 2019, "Stochastic Beams and Where to Find
 // Them"): the k highest of all sequences are a sample of k without replacement. A prefix holds the place of the best
@@ -45,8 +47,9 @@ struct Perturbed {
 // ones, and their places in the race below parent, best first: the first inherits the parent's. uniforms choose the
 // tokens as in sample(), gumbel_uniforms (as many) the places. Returns how many there are: fewer where fewer are legal.
 // tokens, logprobs, perturbed: room for uniforms.size() each. The temperature must be above 0. Throws as sample().
-std::size_t sample_distinct(const Logits &logits, const Mask &mask, double temperature,
-                            std::span<const double> uniforms, std::span<const double> gumbel_uniforms,
-                            const Perturbed &parent, TokenId *tokens, double *logprobs, Perturbed *perturbed);
+TOOLPRM_API std::size_t sample_distinct(const Logits &logits, const Mask &mask, double temperature,
+                                        std::span<const double> uniforms, std::span<const double> gumbel_uniforms,
+                                        const Perturbed &parent, TokenId *tokens, double *logprobs,
+                                        Perturbed *perturbed);
 
 } // namespace toolprm

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "toolprm/block_pool.h"
+#include "toolprm/export.h"
 #include "toolprm/mask.h"
 #include "toolprm/matcher.h"
 #include "toolprm/prefix_cache.h"
@@ -182,16 +183,16 @@ struct SearchConfig {
 //   Search search;
 //   auto id = search.add({matcher, options, Scoring::kNone, prompt});
 //   for (const Plan *plan = &search.plan(); plan->kind == PlanKind::kDecode; plan = &search.plan()) {
-//     run_model(*plan, logits); // [outputs, vocabulary]
-//     draw(*plan, logits, tokens, logprobs); // by sample() on a CPU
-//     search.commit_tokens(tokens, logprobs);
+//     run_model(*plan, logits, few_logits); // [full_outputs, vocabulary], [the other outputs, few_ids]
+//     Draws drawn = draw(*plan, logits, few_logits); // on a CPU: toolprm/draw.h
+//     search.commit_tokens(drawn.tokens, drawn.logprobs, drawn.perturbed);
 //   }
 //   Result result = search.take(id);
 //
 // Where blocks lack, idle prompts go first; then the youngest requests give theirs up, wait, and read their tokens
 // again later (the answer is the same: random numbers depend on their keys alone). A request that finds no room when
 // all others are gone fails with OutOfBlocks.
-class Search {
+class TOOLPRM_API Search {
 public:
   // Throws std::invalid_argument for sizes out of range.
   explicit Search(SearchConfig config = {});

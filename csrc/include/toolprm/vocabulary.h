@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "toolprm/export.h"
+
 namespace toolprm {
 
 class Dfa; // in grammar.h
@@ -27,7 +29,7 @@ using MaskWords = std::vector<std::int32_t>; // see mask.h
 using Tokenize = std::function<std::vector<TokenId>(std::string_view)>;
 
 // A trie of token texts, nodes in preorder: the children of a node follow it, its subtree ends at skip.
-class TokenTrie {
+class TOOLPRM_API TokenTrie {
 public:
   // All that a walk asks of a node lies together: the trie is larger than the caches.
   struct Node {
@@ -86,7 +88,7 @@ private:
 };
 
 // What the tokens do to a scalar from one of its states.
-struct ScalarMask {
+struct TOOLPRM_API ScalarMask {
   std::shared_ptr<const MaskWords> inside; // tokens that the scalar reads whole
   std::uint32_t count = 0;                 // of them
   // Tokens that go on where the value may be over: what is left of them, by the state that it ends in.
@@ -100,7 +102,7 @@ struct ScalarMask {
 
 // What a model's tokens write, and which of them end an answer. Immutable but for its caches; safe to share between
 // threads as far as the tokenizer that it was given is.
-class Vocabulary {
+class TOOLPRM_API Vocabulary {
 public:
   // tokens[id] holds the bytes of a token; an empty entry is never legal in text (special or unused ids).
   // stop_ids end an answer; they write nothing, whatever their entry says.
