@@ -31,7 +31,7 @@ def quantile(p: float, degrees: int) -> float:
 def assert_fits(observed: Counter[Any], expected: dict[Any, float]) -> None:
     """observed: counts; expected: chances. What is expected fewer than five times goes into one bin."""
     for outcome, count in observed.most_common(30):
-        print(count, expected.get(outcome, 0.0) * observed.total(), outcome)
+        print(count, expected.get(outcome, 0.0) * observed.total(), ascii(outcome))
     total = sum(observed.values())
     common = [text for text, chance in expected.items() if chance * total >= 5]
     bins = [(observed[text], expected[text] * total) for text in common]
