@@ -77,13 +77,16 @@ class Drawn:
 
 @triton.jit
 def _legal_logits(logits, ids, mask, at, width, words, IDS: tl.constexpr):
-    """float32 logits of the columns `at` of a row, -inf where illegal."""
+    """float32 logits of the columns `at` of a row, -inf where illegal.
+
+    Illegal ones are read as well: loads that ask each token for its bit first are of one logit each, not of 16 bytes.
+    """
     inside = at < width
+    x = tl.load(logits + at, mask=inside, other=-float("inf")).to(tl.float32)
     token = tl.load(ids + at, mask=inside, other=0) if IDS else at
     inside = inside & (token < words * 32)
     word = tl.load(mask + token // 32, mask=inside, other=0)
-    legal = inside & ((word >> (token % 32)) & 1 != 0)
-    return tl.load(logits + at, mask=legal, other=-float("inf")).to(tl.float32)
+    return tl.where(inside & ((word >> (token % 32)) & 1 != 0), x, -float("inf"))
 
 
 @triton.jit
