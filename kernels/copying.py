@@ -57,9 +57,10 @@ def copy_slots(pools: Sequence[torch.Tensor], copies: np.ndarray) -> None:
         alike.setdefault((pool.shape[0], head // unit, slot // unit, unit), []).append(pool)
     arrays = {f"{i}": np.array([p.data_ptr() for p in group], np.int64) for i, group in enumerate(alike.values())}
     sent = to_device({"copies": copies.astype(np.int32), **arrays}, pools[0].device)
-    for i, ((heads, head, slot, unit), group) in enumerate(alike.items()):
-        grid = (len(copies), len(group), heads)
-        _copy_kernel[grid](sent[f"{i}"], sent["copies"], head, WIDTH=slot, BITS=8 * unit, BLOCK=_BLOCK)
+    with torch.cuda.device_of(pools[0]):  # kernels run on the current device, wherever their tensors are
+        for i, ((heads, head, slot, unit), group) in enumerate(alike.items()):
+            grid = (len(copies), len(group), heads)
+            _copy_kernel[grid](sent[f"{i}"], sent["copies"], head, WIDTH=slot, BITS=8 * unit, BLOCK=_BLOCK)
 
 
 def copy_slots_reference(pools: Sequence[torch.Tensor], copies: np.ndarray) -> None:
