@@ -8,6 +8,7 @@ powers of two and copied into buffers that stay where they are.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ MOST_GRAPHS, TIMES = 64, 3
 # Runs the model over ids and positions [T]: hidden states [T, hidden].
 Forward = Callable[[torch.Tensor, torch.Tensor, Pass], torch.Tensor]
 
-# Makes of a computation on fixed buffers one that does the same faster: `record_cuda_graph`.
+# Makes of a computation on fixed buffers one that does the same faster: `CudaGraphs`.
 Record = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 
 
@@ -100,7 +101,7 @@ class FixedPass:
         self._filled["parts"][len(tiles.parts) :] = tiles.parts[-1]
         self._device.copy_(self._host, non_blocking=True)
         if self._sent is not None:
-            self._sent.record()
+            self._sent.record(torch.cuda.current_stream(self._device.device))
 
     def run(self, forward: Forward) -> torch.Tensor:
         """Hidden states [tokens of the shape, hidden] of what the buffers hold."""
@@ -160,19 +161,38 @@ class Graphs:
         return replay()[:count]
 
 
-def record_cuda_graph(compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-    """A CUDA graph of a computation; what it returns lies in the same place each time."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):  # kernels are compiled and libraries set up before the recording
-        compute()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = compute()
+class CudaGraphs:
+    """Records the computations of one device as CUDA graphs, which share the memory of what they hold on the way.
 
-    def replay() -> torch.Tensor:
-        graph.replay()
-        return out
+    So no two of them run at once, and what one returns, always in the same place, is good until the next one runs.
+    """
 
-    return replay
+    def __init__(self, device: torch.device):
+        self._stream = torch.cuda.Stream(device)  # one for all: libraries keep a workspace for each
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """A graph of the computation."""
+        graph = torch.cuda.CUDAGraph()
+        with _RECORDING, torch.cuda.device(self._stream.device):
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            try:
+                with torch.cuda.stream(self._stream):  # kernels are compiled and libraries set up before the recording
+                    compute()
+                current.wait_stream(self._stream)
+                # Other threads may ask of the driver what they like meanwhile.
+                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                    out = compute()
+            finally:
+                torch.cuda.set_stream(current)  # a recording that failed leaves its own one behind
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return out
+
+        return replay
+
+
+# torch records one graph at a time.
+_RECORDING = threading.Lock()
