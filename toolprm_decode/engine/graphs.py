@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ import torch
 from toolprm_decode.engine.attention import Layer, Pass
 from toolprm_decode.engine.batch import Batch, Rows
 from toolprm_decode.engine.kernel_pass import read
-from toolprm_decode.engine.store import KVStore
+from toolprm_decode.engine.store import KVStore, Layout
 from toolprm_decode.engine.tiles import TileArrays, cut
 from toolprm_decode.kernels import attention as kernel
 
@@ -28,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 # Passes of more tokens keep the GPU busy by themselves.
 MOST_TOKENS = 256
 
-# Graphs that are kept, and how often a shape has been asked for when it is recorded.
+# Graphs that are kept of a store, and how often a shape has been asked for when it is recorded.
 MOST_GRAPHS, TIMES = 64, 3
 
 # Runs the model over ids and positions [T]: hidden states [T, hidden].
@@ -74,7 +76,8 @@ class FixedPass:
     """A `Pass` that reads the same buffers whenever it is run. Padding is token 0 in slot 0, which reads nothing."""
 
     def __init__(self, shape: _Shape, group: int, store: KVStore, device: torch.device):
-        self._group, self._store = group, store
+        self._group = group
+        self._store = weakref.proxy(store)  # which outlives its graphs, and is not to be kept by them
         parts = shape.parts()
         sizes = [int(np.prod(size)) for size in parts.values()]
         self._host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
@@ -116,8 +119,11 @@ class FixedPass:
         return read(self._store, kernel.attend, self._tiles, self._slots, layer, query, key, value)
 
 
+_Graph = tuple[FixedPass, Callable[[], torch.Tensor]]
+
+
 class Graphs:
-    """The recorded passes of a model.
+    """The recorded passes of a model. Those over a store are gone when it is, or when its pools have moved.
 
     Args:
         forward: runs the model.
@@ -129,7 +135,7 @@ class Graphs:
     def __init__(self, forward: Forward, group: int, device: torch.device, record: Record):
         self._forward, self._group, self._device, self._record = forward, group, device, record
         self._seen: Counter[_Shape] = Counter()
-        self._graphs: OrderedDict[tuple[_Shape, object], tuple[FixedPass, Callable[[], torch.Tensor]]] = OrderedDict()
+        self._kept: WeakKeyDictionary[Layout, OrderedDict[_Shape, _Graph]] = WeakKeyDictionary()
         self._broken = False
 
     def run(self, store: KVStore, batch: Batch) -> torch.Tensor | None:
@@ -140,23 +146,23 @@ class Graphs:
             return None
         tiles = cut(Rows(batch, store.block_size), self._group)
         shape = _Shape.of(count, tiles)
-        key = (shape, store.layout)
-        if key not in self._graphs:
+        graphs = self._kept.setdefault(store.layout, OrderedDict())
+        if shape not in graphs:
             self._seen[shape] += 1
             if self._seen[shape] < TIMES:
                 return None
             fixed = FixedPass(shape, self._group, store, self._device)
             fixed.fill(batch, tiles)
             try:
-                self._graphs[key] = (fixed, self._record(lambda: fixed.run(self._forward)))
+                graphs[shape] = (fixed, self._record(lambda: fixed.run(self._forward)))
             except Exception as error:  # a model that looks at its numbers on the way, say
                 self._broken = True
                 _LOG.warning("this model's passes cannot be recorded as graphs, they run as they are: %s", error)
                 return None
-        self._graphs.move_to_end(key)
-        if len(self._graphs) > MOST_GRAPHS:
-            self._graphs.popitem(last=False)
-        fixed, replay = self._graphs[key]
+        graphs.move_to_end(shape)
+        if len(graphs) > MOST_GRAPHS:
+            graphs.popitem(last=False)
+        fixed, replay = graphs[shape]
         fixed.fill(batch, tiles)
         return replay()[:count]
 
