@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -99,16 +100,23 @@ def test_cuda_graphs_replay_to_the_same_logits(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA graphs are its own")
-def test_a_recording_that_fails_leaves_the_stream_as_it_was(device: torch.device) -> None:
+def test_cuda_graphs_share_their_memory_and_may_all_go(device: torch.device) -> None:
     from toolprm_decode.engine.graphs import CudaGraphs
 
-    before, number = torch.cuda.current_stream(), torch.ones(1, device=device)
+    before, number = torch.cuda.current_stream(), torch.ones(1000, device=device)
+    record = CudaGraphs(number.device)
     with pytest.raises(RuntimeError):
-        CudaGraphs(number.device)(lambda: number * number.item())  # waits for the GPU, which a graph cannot
+        record(lambda: number * number[0].item())
     assert torch.cuda.current_stream() == before
-    replay = CudaGraphs(number.device)(lambda: number + 1)
-    number += 5
-    assert replay().item() == 7
+    graphs = [record(partial(lambda by: (number + by) * 2, by)) for by in range(3)]
+    for value in (5.0, 7.0):
+        number.fill_(value)
+        for by in (2, 0, 1):
+            assert graphs[by]().eq((value + by) * 2).all()
+    graphs.clear()
+    gc.collect()
+    assert record(lambda: number - 1)().eq(6).all()
+    assert torch.cuda.current_stream() == before
 
 
 def test_a_model_that_cannot_be_recorded_runs_as_it_is(

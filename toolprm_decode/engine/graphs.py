@@ -13,10 +13,12 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolprm_decode.engine.attention import Layer, Pass
 from toolprm_decode.engine.batch import Batch, Rows
@@ -175,23 +177,27 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device):
         self._stream = torch.cuda.Stream(device)  # one for all: libraries keep a workspace for each
-        self._pool = torch.cuda.graph_pool_handle()
+        self._live: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def __call__(self, compute: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        """A graph of the computation."""
+        """A graph of the computation. Raises RuntimeError for one that cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
         with _RECORDING, torch.cuda.device(self._stream.device):
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
+            # Kernels are compiled and libraries set up before the recording.
+            with torch.cuda.stream(self._stream), Recordable():
+                compute()
+            current.wait_stream(self._stream)
+            known = next(iter(self._live), None)  # a pool ends with the last of its graphs
+            pool = None if known is None else known.pool()
             try:
-                with torch.cuda.stream(self._stream):  # kernels are compiled and libraries set up before the recording
-                    compute()
-                current.wait_stream(self._stream)
                 # Other threads may ask of the driver what they like meanwhile.
-                with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
                     out = compute()
             finally:
                 torch.cuda.set_stream(current)  # a recording that failed leaves its own one behind
+        self._live.add(graph)
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -202,3 +208,33 @@ class CudaGraphs:
 
 # torch records one graph at a time.
 _RECORDING = threading.Lock()
+
+_ATEN = torch.ops.aten
+_INDEXING = (_ATEN.index, _ATEN.index_put, _ATEN.index_put_, _ATEN._index_put_impl_)
+_COPYING = (_ATEN.to, _ATEN._to_copy, _ATEN.copy_)
+
+
+class Recordable(TorchDispatchMode):
+    """Raises RuntimeError where a computation does what a graph cannot hold: waits for the device, to look at a number
+    or at how many there are, or copies to it or from it.
+
+    For a run before the recording: torch's memory does not recover from a recording that fails half-way. What happens
+    inside an operator cannot be seen.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, tensors = func.overloadpacket, [x for x in args if isinstance(x, torch.Tensor)]
+        if name in _INDEXING:
+            waits = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+        else:
+            waits = name is _ATEN.is_nonzero or not _WAITS.isdisjoint(func.tags)
+        if waits:
+            raise RuntimeError(f"{func} waits for the device")
+        out = func(*args, **(kwargs or {}))
+        copied = name is _ATEN.lift_fresh and tensors[0].device.type == "cuda"
+        if copied or (name in _COPYING and len({x.device.type for x in (*tensors, out)}) > 1):
+            raise RuntimeError(f"{func} copies from one device to another")
+        return out
+
+
+_WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
