@@ -50,11 +50,11 @@ def main() -> int:
         # Read where a kernel is defined, and where passes are run.
         os.environ.update(TRITON_INTERPRET="1", TOOLPRM_KERNELS="triton")
 
-    from toolprm_decode.errors import RequestError
+    from toolprm_decode.errors import ToolprmError
 
     try:
         return Suite(options).run()
-    except RequestError as error:
+    except ToolprmError as error:
         print(error, file=sys.stderr)
         return 2
 
@@ -79,8 +79,9 @@ class Suite:
         self.peaks = cache(self.device.peaks)
 
     def run(self) -> int:
-        """Checks, then measures. The exit status."""
-        if not self.options.skip_checks and not all(self._checks()) and not self.options.keep_going:
+        """Checks, then measures. Returns the exit status."""
+        held = [] if self.options.skip_checks else list(self._checks())
+        if not all(held) and not self.options.keep_going:
             self._save()
             print("a check failed: nothing was measured (--keep-going does all the same)", file=sys.stderr)
             return 1

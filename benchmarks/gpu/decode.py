@@ -7,6 +7,7 @@ public tools.
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -193,7 +194,8 @@ class Decodes:
         decoder._scheduler.clear_cache()
         run = self._decode(decoder, setting)
         tokens = run.decoded.stats.prompt_tokens
-        reading = [p for p in run.passes if p.tokens > 1]
+        before = itertools.accumulate((p.tokens for p in run.passes), initial=0)
+        reading = [p for p, read in zip(run.passes, before, strict=False) if read < tokens - 1]
         floor = self._floor(reading)
         return {
             "policy": setting.policy,
