@@ -136,7 +136,7 @@ class Graphs:
 
     def __init__(self, forward: Forward, group: int, device: torch.device, record: Record):
         self._forward, self._group, self._device, self._record = forward, group, device, record
-        self._seen: Counter[_Shape] = Counter()
+        self._seen: WeakKeyDictionary[Layout, Counter[_Shape]] = WeakKeyDictionary()
         self._kept: WeakKeyDictionary[Layout, OrderedDict[_Shape, _Graph]] = WeakKeyDictionary()
         self._broken = False
 
@@ -150,8 +150,9 @@ class Graphs:
         shape = _Shape.of(count, tiles)
         graphs = self._kept.setdefault(store.layout, OrderedDict())
         if shape not in graphs:
-            self._seen[shape] += 1
-            if self._seen[shape] < TIMES:
+            seen = self._seen.setdefault(store.layout, Counter())
+            seen[shape] += 1
+            if seen[shape] < TIMES:
                 return None
             fixed = FixedPass(shape, self._group, store, self._device)
             fixed.fill(batch, tiles)
