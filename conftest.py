@@ -44,6 +44,12 @@ def unpacked(source: Path) -> Path:
     return target
 
 
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run: a GPU where there is one, else the CPU, in Triton's interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @pytest.fixture
 def own_logging() -> Iterator[None]:
     """The command line silences transformers, for its own process only: for tests that call it in this one."""

@@ -225,41 +225,42 @@ def attend(
     group = heads // kv_heads
     part_out = torch.empty(tiles.most_parts, heads, dim_v, dtype=torch.float32, device=query.device)
     part_lse = torch.empty(tiles.most_parts, heads, dtype=torch.float32, device=query.device)
-    for some, rows in zip((tiles.small, tiles.large), rows_of_tiles(group), strict=True):
-        if not len(some):
-            continue
-        _tiles_kernel[(len(some), kv_heads)](
-            query,
-            keys,
-            values,
-            part_out,
-            part_lse,
-            some,
-            tiles.readings,
-            tiles.tables,
-            tiles.positions,
-            scale,
-            softcap or 1.0,
-            window or 0,
-            query.stride(0),
-            query.stride(1),
-            keys.stride(0),
-            keys.stride(1),
-            values.stride(0),
-            values.stride(1),
-            **tile_options(group, dim, dim_v, rows, query.element_size()),
-            SOFTCAP=softcap is not None,
-            WINDOW=window is not None,
-            UPCAST=interpreted(),  # it computes wrongly in bfloat16
-        )
-    # The interpreter rounds to bfloat16 by cutting off.
-    kind = torch.float32 if interpreted() else query.dtype
-    out = torch.empty(n_tokens, heads, dim_v, dtype=kind, device=query.device)
-    heads_at_once = 32 if interpreted() else 4  # its time goes by programs
-    _merge_kernel[(n_tokens, triton.cdiv(heads, heads_at_once))](
-        part_out, part_lse, tiles.parts, sinks, out, heads,
-        DV=dim_v, BLOCK_DV=_padded(dim_v), HEADS=heads_at_once, SINKS=sinks is not None,
-    )  # fmt: skip
+    with torch.cuda.device_of(query):  # kernels run on the current device, wherever their tensors are
+        for some, rows in zip((tiles.small, tiles.large), rows_of_tiles(group), strict=True):
+            if not len(some):
+                continue
+            _tiles_kernel[(len(some), kv_heads)](
+                query,
+                keys,
+                values,
+                part_out,
+                part_lse,
+                some,
+                tiles.readings,
+                tiles.tables,
+                tiles.positions,
+                scale,
+                softcap or 1.0,
+                window or 0,
+                query.stride(0),
+                query.stride(1),
+                keys.stride(0),
+                keys.stride(1),
+                values.stride(0),
+                values.stride(1),
+                **tile_options(group, dim, dim_v, rows, query.element_size()),
+                SOFTCAP=softcap is not None,
+                WINDOW=window is not None,
+                UPCAST=interpreted(),  # it computes wrongly in bfloat16
+            )
+        # The interpreter rounds to bfloat16 by cutting off.
+        kind = torch.float32 if interpreted() else query.dtype
+        out = torch.empty(n_tokens, heads, dim_v, dtype=kind, device=query.device)
+        heads_at_once = 32 if interpreted() else 4  # its time goes by programs
+        _merge_kernel[(n_tokens, triton.cdiv(heads, heads_at_once))](
+            part_out, part_lse, tiles.parts, sinks, out, heads,
+            DV=dim_v, BLOCK_DV=_padded(dim_v), HEADS=heads_at_once, SINKS=sinks is not None,
+        )  # fmt: skip
     return out.to(query.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,16 +12,14 @@ import triton.language as tl
 
 from toolprm_decode.kernels.staging import to_device
 
-# Elements that a program moves at a time.
-_BLOCK = 1024
-
-# Bits are copied, whatever they mean.
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Units that a program moves at a time.
+_BLOCK = 256
 
 
 @triton.jit
 def _copy_kernel(pools, copies, pool_head, WIDTH: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """Program (copy, pool, head)."""
+    """Program (copy, pool, head). Bits are copied, whatever they mean, in the largest units that a slot is made of:
+    the compiler knows nothing of the addresses, and loads one unit at a time."""
     if BITS == 8:
         pool = tl.load(pools + tl.program_id(1)).to(tl.pointer_type(tl.int8))
     elif BITS == 16:
@@ -52,12 +51,16 @@ def copy_slots(pools: Sequence[torch.Tensor], copies: np.ndarray) -> None:
         return
     alike: dict[tuple[int, int, int, int], list[torch.Tensor]] = {}
     for pool in pools:
-        alike.setdefault((pool.shape[0], pool.stride(0), pool.shape[2], pool.element_size()), []).append(pool)
+        size = pool.element_size()
+        head, slot = pool.stride(0) * size, pool.shape[2] * size
+        unit = math.gcd(8, head, slot, pool.data_ptr())
+        alike.setdefault((pool.shape[0], head // unit, slot // unit, unit), []).append(pool)
     arrays = {f"{i}": np.array([p.data_ptr() for p in group], np.int64) for i, group in enumerate(alike.values())}
     sent = to_device({"copies": copies.astype(np.int32), **arrays}, pools[0].device)
-    for i, ((heads, stride, width, size), group) in enumerate(alike.items()):
-        grid = (len(copies), len(group), heads)
-        _copy_kernel[grid](sent[f"{i}"], sent["copies"], stride, WIDTH=width, BITS=8 * size, BLOCK=_BLOCK)
+    with torch.cuda.device_of(pools[0]):  # kernels run on the current device, wherever their tensors are
+        for i, ((heads, head, slot, unit), group) in enumerate(alike.items()):
+            grid = (len(copies), len(group), heads)
+            _copy_kernel[grid](sent[f"{i}"], sent["copies"], head, WIDTH=slot, BITS=8 * unit, BLOCK=_BLOCK)
 
 
 def copy_slots_reference(pools: Sequence[torch.Tensor], copies: np.ndarray) -> None:

@@ -13,6 +13,7 @@ the top down: each token from what is left, and its place in the race below the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,13 +78,16 @@ class Drawn:
 
 @triton.jit
 def _legal_logits(logits, ids, mask, at, width, words, IDS: tl.constexpr):
-    """float32 logits of the columns `at` of a row, -inf where illegal."""
+    """float32 logits of the columns `at` of a row, -inf where illegal.
+
+    Illegal ones are read as well: loads that ask each token for its bit first are of one logit each, not of 16 bytes.
+    """
     inside = at < width
+    x = tl.load(logits + at, mask=inside, other=-float("inf")).to(tl.float32)
     token = tl.load(ids + at, mask=inside, other=0) if IDS else at
     inside = inside & (token < words * 32)
     word = tl.load(mask + token // 32, mask=inside, other=0)
-    legal = inside & ((word >> (token % 32)) & 1 != 0)
-    return tl.load(logits + at, mask=legal, other=-float("inf")).to(tl.float32)
+    return tl.where(inside & ((word >> (token % 32)) & 1 != 0), x, -float("inf"))
 
 
 @triton.jit
@@ -250,10 +254,15 @@ def _in_turn_kernel(
 
 def draw(logits: torch.Tensor, wanted: Wanted) -> Drawn:
     """Draw from logits [L, V], of any floating dtype, where they are; what was drawn comes to the host."""
+    drawn = prepare(logits, wanted)().cpu().numpy() if len(wanted.uniforms) else np.zeros((0, 4))
+    return _result(wanted, drawn)
+
+
+def prepare(logits: torch.Tensor, wanted: Wanted) -> Callable[[], torch.Tensor]:
+    """Sends what is asked for to where the logits [L, V] are. The function returned launches the kernels, waits for
+    nothing, and gives float64 [S, 4] there: token, log-probability, and the perturbed ones."""
     n_rows, width = logits.shape
-    samples = len(wanted.uniforms)
-    if not samples:
-        return _result(wanted, np.zeros((0, 4)))
+    samples, device = len(wanted.uniforms), logits.device
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     firsts = np.cumsum(wanted.counts) - wanted.counts
     row_of = np.repeat(np.arange(n_rows), wanted.counts)
@@ -275,29 +284,34 @@ def draw(logits: torch.Tensor, wanted: Wanted) -> Drawn:
         "methods": wanted.methods.astype(np.uint8),
         "ids": np.zeros(1, np.int32) if wanted.ids is None else wanted.ids.astype(np.int32),
     }
-    on = to_device(arrays, logits.device)
+    on = to_device(arrays, device)
     words = wanted.masks.shape[1]
     chunks = triton.cdiv(width, CHUNK)
-    tops, plain, heated = torch.empty(3, n_rows, chunks, dtype=torch.float32, device=logits.device)
-    drawn = torch.zeros(samples, 4, dtype=torch.float64, device=logits.device)
-    given = (logits, logits.stride(0), on["ids"], on["masks"], on["mask_index"], on["temperatures"])
-    sums = (tops, plain, heated)
+    # One by one: a kernel is compiled anew for an address that is not a multiple of 16.
+    sums = [torch.empty(n_rows, chunks, dtype=torch.float32, device=device) for _ in range(3)]
+    drawn = torch.zeros(samples, 4, dtype=torch.float64, device=device)
+    taken = torch.empty(samples, dtype=torch.int32, device=device)
+    given = (logits, logits.stride(0), on["ids"], on["masks"], on["mask_index"], on["temperatures"], *sums)
     has_ids = wanted.ids is not None
-    _sum_kernel[(n_rows, chunks)](*given, *sums, width, words, CHUNK=CHUNK, IDS=has_ids)
     block = triton.next_power_of_2(chunks)
-    if len(independent):
-        _independent_kernel[(len(independent),)](
-            *given, *sums, on["rows"], on["samples"], on["uniforms"], drawn, width, words, chunks,
-            CHUNK=CHUNK, CHUNKS=block, IDS=has_ids,
-        )  # fmt: skip
-    if len(in_turn):
-        taken = torch.empty(samples, dtype=torch.int32, device=logits.device)
-        _in_turn_kernel[(len(in_turn),)](
-            *given, *sums, on["in_turn"], on["firsts"], on["counts"], on["methods"], on["uniforms"],
-            on["gumbel_uniforms"], on["parents"], taken, drawn, width, words, chunks,
-            CHUNK=CHUNK, CHUNKS=block, IDS=has_ids,
-        )  # fmt: skip
-    return _result(wanted, drawn.cpu().numpy())
+
+    def launch() -> torch.Tensor:
+        with torch.cuda.device_of(logits):  # kernels run on the current device, wherever their tensors are
+            _sum_kernel[(n_rows, chunks)](*given, width, words, CHUNK=CHUNK, IDS=has_ids)
+            if len(independent):
+                _independent_kernel[(len(independent),)](
+                    *given, on["rows"], on["samples"], on["uniforms"], drawn, width, words, chunks,
+                    CHUNK=CHUNK, CHUNKS=block, IDS=has_ids,
+                )  # fmt: skip
+            if len(in_turn):
+                _in_turn_kernel[(len(in_turn),)](
+                    *given, on["in_turn"], on["firsts"], on["counts"], on["methods"], on["uniforms"],
+                    on["gumbel_uniforms"], on["parents"], taken, drawn, width, words, chunks,
+                    CHUNK=CHUNK, CHUNKS=block, IDS=has_ids,
+                )  # fmt: skip
+        return drawn
+
+    return launch
 
 
 def _result(wanted: Wanted, drawn: np.ndarray) -> Drawn:

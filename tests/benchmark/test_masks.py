@@ -76,8 +76,8 @@ def test_what_takes_too_long_is_given_up() -> None:
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
 def test_memory_that_was_freed_does_not_count() -> None:
     before = _resident()
-    held = [bytes(1000) for _ in range(50_000)]
+    held = [bytes(1000) for _ in range(200_000)]  # some of it goes into holes that other tests left
     during = _resident()
-    assert during - before > 40_000_000
+    assert during - before > 100_000_000
     del held
-    assert _resident() - before < 10_000_000
+    assert _resident() - before < 50_000_000

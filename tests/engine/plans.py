@@ -96,8 +96,8 @@ def make(family: str, seed: int = 0) -> PreTrainedModel:
 def recomputed(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     """Logits [T, vocabulary] of a whole sequence by the model's plainest own forward."""
     with torch.no_grad():
-        at = torch.arange(len(tokens))[None]
-        return model(input_ids=torch.tensor([tokens]), position_ids=at, use_cache=False).logits[0].float()
+        ids, at = torch.tensor([tokens]).to(model.device), torch.arange(len(tokens)).to(model.device)[None]
+        return model(input_ids=ids, position_ids=at, use_cache=False).logits[0].float()
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, note: str = "", tolerance: float = 1e-4) -> None:

@@ -63,9 +63,9 @@ def kernels(backend: str) -> Iterator[tuple[str, Any, dict[str, str], dict[str, 
         types |= dict.fromkeys(("uniforms", "gumbel_uniforms", "parents"), "*fp64") | size_of_row
         options = chunk | {"CHUNKS": 256}
         yield f"draws in turn {kind}", sampling._in_turn_kernel, types | {"taken": "*i32"}, options
-    for bits in (16, 32):
+    for bits in (16, 64):
         types = {"pools": "*i64", "copies": "*i32", "pool_head": "i32"}
-        yield f"copy {bits} bits", copying._copy_kernel, types, {"WIDTH": 128, "BITS": bits, "BLOCK": 1024}
+        yield f"copy {bits} bits", copying._copy_kernel, types, {"WIDTH": 128, "BITS": bits, "BLOCK": 256}
 
 
 def main(backend: str, architecture: str, warp_size: str) -> None:

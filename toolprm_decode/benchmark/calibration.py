@@ -188,8 +188,7 @@ class _Writer:
 
     @torch.inference_mode()
     def _read(self, tokens: Sequence[int], cache: Any) -> np.ndarray:
-        out = self.model(
-            input_ids=torch.tensor([list(tokens)]), logits_to_keep=1, **{cache_argument(self.model): cache}
-        )
-        logits: np.ndarray = out.logits[0, -1].double().numpy()
+        ids = torch.tensor([list(tokens)], device=self.model.device)
+        out = self.model(input_ids=ids, logits_to_keep=1, **{cache_argument(self.model): cache})
+        logits: np.ndarray = out.logits[0, -1].double().cpu().numpy()
         return logits

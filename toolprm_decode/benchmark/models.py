@@ -41,12 +41,20 @@ FULL = Shape(24, 896, 4864, 14, 2)
 QUICK = Shape(3, 256, 1024, 4, 2)
 
 
-def random_model(shape: Shape, tokenizer_size: int, seed: int, dtype: torch.dtype) -> Any:
-    """A model with weights of standard deviation 0.02, the same for a seed."""
+def random_model(
+    shape: Shape,
+    tokenizer_size: int,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    vocabulary: int = VOCABULARY,
+) -> Any:
+    """A model with weights of standard deviation 0.02, made where it is to be (None: on the CPU), the same for a seed
+    and a kind of device."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
-        vocab_size=max(VOCABULARY, tokenizer_size),
+        vocab_size=max(vocabulary, tokenizer_size),
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
@@ -57,7 +65,8 @@ def random_model(shape: Shape, tokenizer_size: int, seed: int, dtype: torch.dtyp
         bos_token_id=None,
         eos_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
+    device = device or torch.device("cpu")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed % 2**63)
         return Qwen2ForCausalLM(config).eval().to(dtype)
 

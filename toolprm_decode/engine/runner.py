@@ -85,9 +85,9 @@ class ModelRunner:
         # How passes of few tokens are recorded, to be replayed; None for not at all.
         self.record: Record | None = None
         if self.device.type == "cuda" and backend(self.device) == "triton":
-            from toolprm_decode.engine.graphs import record_cuda_graph
+            from toolprm_decode.engine.graphs import CudaGraphs
 
-            self.record = record_cuda_graph
+            self.record = CudaGraphs(self.device)
         self._graphs: Graphs | None = None
 
     def shares_lock(self, other: ModelRunner) -> bool:
@@ -136,9 +136,12 @@ class ModelRunner:
         options: dict[str, Any] = {}
         if self._keep and not self._direct:
             options["logits_to_keep"] = where if len(outputs) else where.new_zeros(1)
-        with self.switched(NAME), self._packed.applied(len(batch.tokens)):
-            result = self._graphs.run(store, batch) if self._graphs else None
-            if result is None:
+        result = None
+        if self._graphs is not None:
+            with torch.inference_mode():
+                result = self._graphs.run(store, batch)
+        if result is None:
+            with self.switched(NAME), self._packed.applied(len(batch.tokens)):
                 result = self._run(store, batch, options)
         full, few = torch.empty(0, self.vocab_size), torch.empty(0, len(few_ids))
         if not len(outputs):
@@ -168,7 +171,7 @@ class ModelRunner:
         context = KernelPass(store, batch, attend if computes == "triton" else attend_reference)
         result = self._forward(ids, at, context, **options)
         if self._direct and self.record and self._graphs is None and len(context.groups) == 1:
-            self._graphs = Graphs(self._forward, context.groups.pop(), self.device, self.record)
+            self._graphs = Graphs(self._switched_forward, context.groups.pop(), self.device, self.record)
         return result
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, context: Pass, **options: Any) -> torch.Tensor:
@@ -177,6 +180,11 @@ class ModelRunner:
             input_ids=ids[None], position_ids=positions[None], use_cache=False, toolprm=context, **options
         )[0][0]
         return result
+
+    def _switched_forward(self, ids: torch.Tensor, positions: torch.Tensor, context: Pass) -> torch.Tensor:
+        """For graphs: switching takes longer than replaying a pass, and only the recording needs it."""
+        with self.switched(NAME):
+            return self._forward(ids, positions, context)
 
     def own_logits(self, tokens: Sequence[int], **options: Any) -> torch.Tensor:
         """The model's own forward over one sequence, with its own attention: float32 [T, vocabulary]."""

@@ -9,6 +9,10 @@ from toolprm_decode.errors import BudgetExceeded
 from toolprm_decode.kernels.dispatch import backend
 
 
+class Layout:
+    """Where the pools of a store lie. Another one whenever a pool has moved; what goes by one may end with it."""
+
+
 class KVStore:
     """Keys and values of a model by slot, per layer: [Hk, slots, D] and [Hk, slots, Dv].
 
@@ -24,7 +28,7 @@ class KVStore:
         self.block_size = block_size
         self.capacity = capacity
         self.pools: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.layout: object = object()  # another one whenever a pool has moved
+        self.layout = Layout()
         self._needed = 0  # slots
 
     @property
@@ -87,7 +91,7 @@ class KVStore:
             except RuntimeError:  # no memory for twice as many: for as many as are needed, then
                 pools = self._larger(keys, self._needed), self._larger(values, self._needed)
             self.pools[layer] = keys, values = pools
-            self.layout = object()
+            self.layout = Layout()
         return keys, values
 
     def _larger(self, old: torch.Tensor, slots: int) -> torch.Tensor:

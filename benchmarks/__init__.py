@@ -1,0 +1,1 @@
+"""One suite per claim, other engines in the same run."""
