@@ -145,18 +145,26 @@ void bind_grammar(py::module_ &m) {
            }),
            py::arg("transitions"), py::arg("accepting"))
       .def_property_readonly("states", &Dfa::states);
+  const auto to_strings = [](const std::vector<py::bytes> &given) {
+    return std::vector<std::string>(given.begin(), given.end());
+  };
+  m.def(
+      "strings_dfa",
+      [to_strings](const std::vector<py::bytes> &strings, std::size_t most_nodes) {
+        const Table table = strings_table(to_strings(strings), most_nodes);
+        return std::make_shared<Dfa>(table.transitions, table.accepting);
+      },
+      py::arg("strings"), py::arg("most_nodes"), "The smallest automaton of exactly these byte strings, one at least.");
   m.def(
       "strings_table",
-      [](const std::vector<py::bytes> &given, std::size_t most_nodes) {
-        std::vector<std::string> strings(given.begin(), given.end());
-        const Table table = strings_table(std::move(strings), most_nodes);
+      [to_strings](const std::vector<py::bytes> &strings, std::size_t most_nodes) {
+        const Table table = strings_table(to_strings(strings), most_nodes);
         const auto states = static_cast<py::ssize_t>(table.accepting.size());
         py::array_t<bool> accepting(states);
         std::copy(table.accepting.begin(), table.accepting.end(), accepting.mutable_data());
         return std::make_pair(to_array(table.transitions).reshape({states, py::ssize_t{256}}), accepting);
       },
-      py::arg("strings"), py::arg("most_nodes"),
-      "The smallest automaton of exactly these byte strings: int32 [states, 256], bool [states].");
+      py::arg("strings"), py::arg("most_nodes"), "The same as a table: int32 [states, 256], bool [states].");
 
   py::class_<Vocabulary, std::shared_ptr<Vocabulary>>(m, "Vocabulary")
       .def(

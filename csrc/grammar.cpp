@@ -46,12 +46,15 @@ Dfa::Dfa(std::span<const std::int32_t> transitions, std::span<const std::uint8_t
   std::vector<std::int32_t> column(n);
   std::vector<std::vector<std::int32_t>> kept;
   for (std::size_t b = 0; b < 256; ++b) {
-    for (std::size_t s = 0; s < n; ++s)
-      column[s] = transitions[s * 256 + b];
-    if (b > 0 && column == kept[class_of_[b - 1]]) { // neighbours often share one, which costs no look-up
+    std::size_t alike = 0;
+    while (b > 0 && alike < n && transitions[alike * 256 + b] == transitions[alike * 256 + b - 1])
+      ++alike;
+    if (alike == n) { // as its neighbour, which most are: no look-up
       class_of_[b] = class_of_[b - 1];
       continue;
     }
+    for (std::size_t s = 0; s < n; ++s)
+      column[s] = transitions[s * 256 + b];
     auto [at, fresh] = columns.emplace(column, static_cast<std::uint16_t>(kept.size()));
     if (fresh)
       kept.push_back(column);

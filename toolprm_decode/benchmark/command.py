@@ -117,8 +117,8 @@ def run_masks(options: argparse.Namespace) -> None:
     finally:
         if cores:
             os.sched_setaffinity(0, cores)
+    write_json(options.json, record)  # first: it took a while
     print_masks(record)
-    write_json(options.json, record)
 
 
 def run_forks(options: argparse.Namespace) -> None:

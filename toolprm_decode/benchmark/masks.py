@@ -340,7 +340,7 @@ def measure(settings: MaskSettings, data: Path, tokenizer: Any, tokenizer_path: 
     for engine in engines:
         accepts(engine, _warm_up(tokenizer))
     many = [engine for engine in engines if not isinstance(engine, OutlinesCore)]
-    figures: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {engine.name: {} for engine in engines}
     for engine in engines:
         if isinstance(engine, OutlinesCore):
             figures[engine.name] = _measure_outlines(engine, cases, settings.outlines_seconds, report)

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from toolprm_decode import _core
 from toolprm_decode.errors import ToolSchemaError
-from toolprm_decode.grammar.fsm import ByteFSM, byte_fsm, from_strings
+from toolprm_decode.grammar.fsm import STATE_BUDGET, ByteFSM, byte_fsm, from_strings
 
 __all__ = ["Impossible", "fsm_dfa", "regex_dfa", "strings_dfa"]
 
@@ -25,7 +25,10 @@ def regex_dfa(regex: str) -> _core.Dfa:
 @lru_cache(maxsize=4096)
 def strings_dfa(strings: tuple[bytes, ...]) -> _core.Dfa:
     """The compiled automaton of exactly these strings."""
-    fsm = from_strings(strings)
+    try:
+        return _core.strings_dfa(strings, STATE_BUDGET)
+    except (ValueError, _core.BudgetError):  # none, or many: this one says what is wrong, if anything is
+        fsm = from_strings(strings)
     return _core.Dfa(fsm.transitions, fsm.accepting)
 
 

@@ -157,14 +157,11 @@ class SchemaCompiler:
     def _options(self, schema: Schema, pointer: str, arguments: bool) -> list[int]:
         self._depth += 1
         try:
-            self._check_depth(pointer, None, f"schemas are nested more than {MAX_DEPTH} deep")
+            if self._depth > MAX_DEPTH:
+                self.fail(pointer, None, f"schemas are nested more than {MAX_DEPTH} deep")
             return self._read(schema, pointer, arguments)
         finally:
             self._depth -= 1
-
-    def _check_depth(self, pointer: str, keyword: str | None, message: str) -> None:
-        if self._depth > MAX_DEPTH:
-            self.fail(pointer, keyword, message)
 
     def _count(self, schema: Schema) -> None:
         """Counts a schema that is read, unless it is one of the root's own that was not met before."""
@@ -187,7 +184,7 @@ class SchemaCompiler:
 
     def _read(self, schema: Schema, pointer: str, arguments: bool) -> list[int]:
         self._count(schema)
-        if self._overworked():
+        if self._work > self._most_work and self._overworked():
             message = f"alternatives, conjunctions and negations make more than {MAX_WORK} schemas of it"
             raise BudgetExceeded(str(ToolSchemaError(message, tool=self.tool, pointer=pointer)))
         if schema is True or schema == {}:
@@ -299,7 +296,8 @@ class SchemaCompiler:
         self._flattening.add(key)
         self._depth += 1
         try:
-            self._check_depth(pointer, "allOf", "nested too deep, or in a circle")
+            if self._depth > MAX_DEPTH:
+                self.fail(pointer, "allOf", "nested too deep, or in a circle")
             result = self._flattened(schema, pointer)
         except CannotMerge as error:
             at = pointer if error.pointer is None else error.pointer
@@ -515,6 +513,8 @@ class SchemaCompiler:
         types = self._type_names(schema, pointer)
         if "number" in types and "integer" in types:
             types = [t for t in types if t != "integer"]
+        if len(types) == 1:
+            return [self._of_type(types[0], schema, pointer, arguments)]
         options: list[int] = []
         impossible: Impossible | None = None
         for name in dict.fromkeys(types):
@@ -539,7 +539,7 @@ class SchemaCompiler:
         return self.builder.scalar(self._words(*words))
 
     def _type_names(self, schema: Mapping[str, Any], pointer: str) -> list[str]:
-        types = schema.get("type", list(TYPES))
+        types = schema["type"] if "type" in schema else list(TYPES)
         types = [types] if isinstance(types, str) else types
         if not isinstance(types, list) or not types:
             self.fail(pointer, "type", f"must be a type or a list of types, not {types!r:.60}")
