@@ -36,7 +36,7 @@ def test_nothing_that_an_engine_could_know_keeps_its_name() -> None:
 
 
 class Engine:
-    """Cannot compile more than two tools, and sleeps longer the first time."""
+    """Cannot compile more than two tools."""
 
     def __init__(self, name: str):
         self.name = name
@@ -46,10 +46,9 @@ class Engine:
         if len(tools) > 2:
             raise ValueError("too many")
         self.given.append(list(tools))
-        time.sleep(0.05 / len(self.given))
 
 
-def test_each_turn_has_new_tools_and_the_least_time_is_kept() -> None:
+def test_each_turn_has_new_tools_which_all_engines_get() -> None:
     tools = read_tools([{"name": f"f{i}", "parameters": SCHEMA} for i in range(3)])
     engines: list[Any] = [Engine("a"), Engine("b")]
     found = measure_tools(engines, tools, (1, 2, 3), turns=2)

@@ -189,8 +189,8 @@ def measure_tools(
     """Milliseconds of compiling the grammar of the first so many tools, by engine; None where one cannot.
 
     The least of some turns, in each of which every engine is given tools with names, parameters and listed strings
-    that are new to it: what else runs on the machine then falls on all alike, or on none. What took ENOUGH_MS is not
-    repeated.
+    that are new to it: what else runs on the machine then falls on all alike, or on none. Those of the processor, all
+    threads together: in so long a time others have the core as well. What took ENOUGH_MS is not repeated.
     """
     found: dict[str, dict[str, float | None]] = {engine.name: {str(c): None for c in counts} for engine in engines}
     for turn in range(turns):
@@ -206,9 +206,9 @@ def measure_tools(
                     continue
                 gc.collect()
                 with suppress(ToolprmError, ValueError, RuntimeError):
-                    began = time.perf_counter()
+                    began = time.process_time_ns()
                     kept = engine.compile_calls(new)
-                    spent = (time.perf_counter() - began) * 1e3
+                    spent = (time.process_time_ns() - began) / 1e6
                     del kept
                     found[engine.name][str(count)] = spent if least is None else min(least, spent)
     return found
