@@ -10,7 +10,7 @@ install:  ## build the core and install the package, editable, with the tools fo
 	$(PYTHON) -m pip install -e '.[test,dev]'
 
 test:  ## run the Python tests
-	$(PYTHON) -m pytest -q -n 2
+	$(PYTHON) -m pytest -q
 
 test-cpp:  ## build and run the C++ tests
 	.ci/test-cpp
