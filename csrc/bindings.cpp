@@ -9,7 +9,7 @@
 #include <limits>
 
 #include "automaton.h"
-#include "strings.h"
+#include "string_set.h"
 #include "toolprm/draw.h"
 #include "toolprm/grammar.h"
 #include "toolprm/matcher.h"

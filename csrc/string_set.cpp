@@ -1,4 +1,4 @@
-#include "strings.h"
+#include "string_set.h"
 
 #include <algorithm>
 #include <compare>

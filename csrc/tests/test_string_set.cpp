@@ -2,7 +2,7 @@
 #include <random>
 #include <set>
 
-#include "../strings.h"
+#include "../string_set.h"
 #include "check.h"
 #include "toolprm/grammar.h"
 
